@@ -1,0 +1,142 @@
+"""What the daemon tells the broker: who it is, alerts from the outbox, the retained state of each device."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from gruard.daemon import __version__
+from gruard.daemon.core.engine import BASELINE
+from gruard.daemon.core.payloads import ALERT_SCHEMA, info_payload, rfc3339, state_payload
+from gruard.daemon.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gruard.daemon.core.events import Scored
+    from gruard.daemon.edges.broker import Broker
+    from gruard.daemon.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+#: The retained state of a device is renewed this often at most, and all devices together this fast.
+STATE_EVERY_S, STATES_PER_S = 5.0, 50.0
+INFO_EVERY_S = 60.0
+#: Alerts read from the outbox at a time; the broker edge keeps at most 20 in flight.
+OUTBOX_ROWS = 64
+
+
+class Announcer:
+    """Publishes what is due. Called by the worker; never blocks."""
+
+    def __init__(self, broker: Broker, pipeline: Pipeline, base: str, wall: Callable[[], float]) -> None:
+        self._broker, self._pipeline, self._base, self._wall = broker, pipeline, base, wall
+        self._generation = 0  # connection that has been told who we are
+        self._in_flight: dict[int, int] = {}  # token of a publish -> seq in the outbox
+        self._outbox_waits = True
+        self._changed: dict[str, Scored] = {}  # device -> newest reading not told yet
+        self._told: dict[str, tuple[float, str, bool]] = {}  # device -> when, phase and alarm as told
+        self._info_due_s = 0.0
+
+    def scored(self, scored: Scored) -> None:
+        """Note a device's newest reading, to be told as its state."""
+        self._changed[scored.reading.device] = scored
+
+    def alert_waits(self) -> None:
+        """Note that the outbox has something new."""
+        self._outbox_waits = True
+
+    def send(self, now: float, *, committed: bool) -> bool:
+        """Publish what is due; alerts only when what holds them is `committed`.
+
+        Returns whether the database was changed and wants a commit.
+        """
+        status = self._broker.status()
+        if not status.connected:
+            return False
+        if status.generation != self._generation:
+            self._generation = status.generation
+            self._in_flight.clear()
+            self._told.clear()
+            self._outbox_waits, self._info_due_s = True, now
+            self._publish_status(b"online")
+        if now >= self._info_due_s:
+            self._info_due_s = now + INFO_EVERY_S
+            self._publish_info()
+        changed = self._take_confirmed()
+        if committed and self._outbox_waits:
+            changed |= self._send_outbox()
+        self._send_states(now)
+        return changed
+
+    def say_goodbye(self) -> None:
+        """The word of a clean stop; the last will says the same after any other."""
+        self._publish_status(b"offline")
+
+    def _publish_status(self, word: bytes) -> None:
+        self._broker.publish(f"{self._base}/status", word, qos=1, retain=True, content_type="text/plain")
+
+    def _take_confirmed(self) -> bool:
+        done = [self._in_flight.pop(token) for token in self._broker.confirmed() if token in self._in_flight]
+        for token in self._broker.failed():
+            if self._in_flight.pop(token, None) is not None:
+                self._outbox_waits = True
+        if done:
+            self._pipeline.database.outbox_done(done)
+            self._outbox_waits = True  # there is room for more in flight
+        return bool(done)
+
+    def _send_outbox(self) -> bool:
+        """Hand over alerts in order until there is no more room. Returns whether one had to be dropped."""
+        waiting = frozenset(self._in_flight.values())
+        dropped = []
+        self._outbox_waits = False
+        for row in self._pipeline.database.outbox(OUTBOX_ROWS):
+            if row.seq in waiting:
+                continue
+            try:
+                token = self._broker.publish(
+                    row.topic, row.payload, qos=row.qos, retain=row.retain, schema=ALERT_SCHEMA
+                )
+            except BrokerError as error:
+                log.error("an event of alert %s is not published: %s", row.key, error)  # noqa: TRY400 - no bug
+                dropped.append(row.seq)
+                continue
+            if token is None:
+                self._outbox_waits = True
+                break
+            self._in_flight[token] = row.seq
+        if dropped:
+            self._pipeline.database.outbox_done(dropped)
+        return bool(dropped)
+
+    def _send_states(self, now: float) -> None:
+        engine = self._pipeline.engine
+        every_s = max(STATE_EVERY_S, len(engine.devices) / STATES_PER_S)
+        for name, scored in list(self._changed.items()):
+            alert_id = engine.devices[name].track.id
+            told_s, phase, alarm = self._told.get(name, (-math.inf, "", False))
+            if (phase, alarm) == (scored.phase, bool(alert_id)) and now - told_s < every_s:
+                continue
+            model = engine.groups[scored.group].model if scored.phase == "ready" else BASELINE
+            payload = state_payload(scored, alert_id=alert_id, model=model)
+            self._broker.publish(f"{self._base}/state/{name}", payload, qos=0, retain=True)
+            del self._changed[name]
+            self._told[name] = now, scored.phase, bool(alert_id)
+
+    def _publish_info(self) -> None:
+        engine = self._pipeline.engine
+        groups = {
+            name: {"fields": group.fields, "devices": len(group.devices), "model": group.model}
+            for name, group in engine.groups.items()
+            if group.devices
+        }
+        facts: dict[str, Any] = {
+            "version": __version__,
+            "instance": engine.options.instance,
+            "time": rfc3339(self._wall()),
+            "devices": engine.phase_counts(),
+            "groups": groups,
+        }
+        self._broker.publish(f"{self._base}/info", info_payload(facts), qos=0, retain=True)

@@ -1,0 +1,93 @@
+"""When a score becomes an alert. One table, no nested ifs; the rules stand beside it.
+
+    state      the score is               for readings   event      next
+    quiet      >= threshold               OPEN_AFTER     opened     open
+    open       >= threshold, more severe  1              updated    open
+    open       anything, update is due    1              updated    open
+    open       < release                  CLOSE_AFTER    resolved   quiet
+
+`release` lies under `threshold`, so a score that trembles around one of them makes one alert, not many.
+The id is a hash of device, opening time and instance: the same readings give the same ids, live or replayed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from gruard.daemon.records import AlertState, Severity
+
+#: Readings in a row above the threshold before an alert opens: one wild value alone is often the wire.
+OPEN_AFTER = 2
+#: Readings in a row under the release score before it resolves.
+CLOSE_AFTER = 5
+#: Severity by u / u at the threshold, where score = u^2 / (1 + u^2).
+SEVERITY_STEPS: tuple[tuple[float, Severity], ...] = ((2.5, "critical"), (1.3, "warning"), (0.0, "info"))
+SEVERITY_ORDER: tuple[Severity, ...] = ("info", "warning", "critical")
+
+
+class Track(msgspec.Struct):
+    """The alert state of one device. Part of its checkpoint."""
+
+    run: int = 0  # readings in a row that speak for leaving the present state
+    id: str = ""  # empty: quiet
+    opened_s: float = 0.0
+    told_s: float = 0.0  # event time of the last event about this alert
+    severity: str = "info"
+
+
+def severity_of(score: float, threshold: float, *, learning: bool) -> Severity:
+    """How bad: by how many times the threshold's u is exceeded. The baseline never says critical."""
+    ratio = _u(score) / max(_u(threshold), 1e-6)
+    severity = next(name for step, name in SEVERITY_STEPS if ratio >= step)
+    return "warning" if learning and severity == "critical" else severity
+
+
+def follow(
+    track: Track,
+    *,
+    score: float,
+    threshold: float,
+    release: float,
+    time_s: float,
+    update_every_s: float,
+    severity: Severity,
+    new_id: str,
+) -> AlertState | None:
+    """Move a device's alert past one scored reading; returns the event to tell, if any. Changes `track`."""
+    if not track.id:
+        track.run = track.run + 1 if score >= threshold else 0
+        if track.run < OPEN_AFTER:
+            return None
+        track.run, track.id, track.opened_s, track.told_s = 0, new_id, time_s, time_s
+        track.severity = severity
+        return "opened"
+    track.run = track.run + 1 if score < release else 0
+    if track.run >= CLOSE_AFTER:
+        track.run, track.id = 0, ""
+        return "resolved"
+    worse = SEVERITY_ORDER.index(severity) > SEVERITY_ORDER.index(_severity(track.severity))
+    if worse or (time_s - track.told_s >= update_every_s and score >= release):
+        track.told_s = time_s
+        if worse:
+            track.severity = severity
+        return "updated"
+    return None
+
+
+def alert_id(instance: str, device: str, opened_s: float) -> str:
+    """The same for the same device and moment, and no other: 16 hex digits."""
+    return hashlib.sha256(f"{instance}\0{device}\0{opened_s!r}".encode()).hexdigest()[:16]
+
+
+def _severity(name: str) -> Severity:
+    return next(known for known in SEVERITY_ORDER if known == name)
+
+
+def _u(score: float) -> float:
+    score = min(max(score, 0.0), 0.999999)
+    return math.sqrt(score / (1.0 - score))

@@ -1,0 +1,78 @@
+"""What the engine answers: one event a fact, in the order in which things happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gruard.daemon.records import AlertState, Reading, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reading changed its device's state."""
+
+    reading: Reading
+    group: str
+    fields: tuple[str, ...]
+    values: NDArray[np.float64]  # (F,) in the order of `fields`, NaN = missing
+    score: float  # 0..1; NaN while gathering
+    threshold: float
+    phase: str  # "warming", "learning" or "ready": see state_of
+    alarm: bool  # an alert is open, or the score is above the threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A reading changed nothing."""
+
+    reading: Reading
+    reason: str  # one of records.REJECT_REASONS; "" for a repetition of the newest reading
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One change of one alert."""
+
+    id: str
+    state: AlertState
+    severity: Severity
+    device: str
+    source: str
+    group: str
+    time_s: float
+    opened_s: float
+    score: float
+    threshold: float
+    value: Mapping[str, float | None]
+    expected: Mapping[str, float | None]
+    deviation: Mapping[str, float | None]
+    contributions: tuple[tuple[str, float], ...]  # (field, share), largest first, shares sum to 1
+    model: str  # id of the model in charge, or "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolDue:
+    """The engine needs a device's recent readings before its next one: answer with Engine.enrol."""
+
+    device: str
+    source: str
+    fields: tuple[str, ...]
+    limit: int  # newest readings wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something a person may want to read in the log."""
+
+    device: str
+    text: str
+
+
+Event = Scored | Refused | Alert | EnrolDue | Noted

@@ -1,0 +1,1 @@
+"""The demonstration: real telemetry, a simulated pump fleet, and the daemon between them."""

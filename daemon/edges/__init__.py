@@ -1,0 +1,1 @@
+"""The edges: each module owns one outside thing and none imports another."""

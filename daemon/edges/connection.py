@@ -1,0 +1,356 @@
+"""One connection to the broker over paho: CONNECT, subscriptions, acknowledgements, publishes, its end.
+
+Only the network thread comes here. Each connection has its own paho client, so nothing that paho queued for
+an ended connection can be sent on the next one, and its own number, the generation.
+
+Readings at QoS 2 are asked for at QoS 1. paho answers PUBREC before it hands a message over, so a crash
+before our commit loses that message and its packet id for good; at QoS 1 it comes again, marked DUP.
+With MQTT 3.1.1 the broker's own limits on message size and open messages are the only ones.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from gruard.daemon.edges.link import (
+    CONNECT_TIMEOUT_S,
+    MAX_PACKET_BYTES,
+    Bell,
+    BrokerOptions,
+    Link,
+    has_decrypted_bytes,
+    tls_context,
+)
+from gruard.daemon.edges.mailbox import MAX_IN_FLIGHT, Mailbox, Outgoing
+from gruard.daemon.edges.reconnect import Ending, Protocol
+from gruard.daemon.errors import BrokerError
+from gruard.daemon.records import Message
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+_CONNACK_TIMEOUT_S = 10.0
+_TURN_MS = 1000  # the network thread looks at keep-alive at least this often
+_LEAVE_TURNS = 10  # tenths of a second that DISCONNECT may wait for a socket that takes no bytes
+_READ_BURST = 64  # messages read between two looks at what is to be sent
+
+_P = ParamSpec("_P")
+
+
+def _guarded(
+    callback: Callable[Concatenate[Connection, _P], None],
+) -> Callable[Concatenate[Connection, _P], None]:
+    """Keep exceptions out of paho, whose loop would end without a word; the connection ends instead."""
+
+    def call(connection: Connection, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            callback(connection, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - raised again outside paho, by run
+            connection.fault = error
+
+    return call
+
+
+class Connection:
+    """One connection; lives in the network thread only."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        protocol: Protocol,
+        subscriptions: Sequence[tuple[str, int]],
+        mailbox: Mailbox,
+        link: Link,
+        clock: Callable[[], float],
+    ) -> None:
+        self._options = options
+        self._v5 = protocol == "5"
+        self._subscriptions = [(topic, min(qos, 1)) for topic, qos in subscriptions]
+        self._mailbox = mailbox
+        self._link = link
+        self._clock = clock
+        self._unacked: OrderedDict[int, Message] = OrderedDict()  # packet id -> message, in order of arrival
+        self._ready: set[int] = set()  # packet ids the worker has given back
+        self._tokens: dict[int, int] = {}  # packet id of a publish -> its token
+        self._received = 0
+        self._log_line = ""  # paho's last low-level error before the broker answered
+        self.ending = Ending.UNREACHABLE
+        self.accepted_s = clock()
+        self.reason = "it closed the connection"
+        self.fault: Exception | None = None
+        self._client = self._build_client()
+
+    def run(self, stopping: threading.Event, bell: Bell) -> None:
+        """Connect and serve until the connection ends or `stopping` is set.
+
+        Raises:
+            BrokerError: the broker refused us or did not answer.
+            OSError: no connection could be made.
+        """
+        self._connect()
+        deadline_s = self._clock() + _CONNACK_TIMEOUT_S
+        while (sock := self._client.socket()) is not None:
+            if stopping.is_set():
+                self._leave()
+                return
+            self._turn(sock, bell)
+            if self.fault is not None:
+                raise self.fault
+            if self.ending is Ending.UNREACHABLE and self._clock() > deadline_s:
+                raise BrokerError(f"it did not answer within {_CONNACK_TIMEOUT_S:.0f} s")
+        if self.ending is Ending.UNREACHABLE:
+            self.ending = Ending.CLOSED_EARLY
+            raise BrokerError(f"it closed the connection instead of answering{self._log_line}")
+        if self.ending is not Ending.LOST:
+            raise BrokerError(self.reason)
+
+    def close(self) -> None:
+        """Let go of the socket, however the connection ended."""
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _build_client(self) -> mqtt.Client:
+        options = self._options
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=options.client_id,
+            clean_session=None if self._v5 else False,
+            protocol=mqtt.MQTTv5 if self._v5 else mqtt.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.username_pw_set(options.username, options.password)
+        client.will_set(options.will_topic, options.will_payload, qos=1, retain=True)
+        if options.tls is not None:
+            client.tls_set_context(tls_context(options.tls))
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_log = self._on_log
+        return client
+
+    def _connect(self) -> None:
+        options = self._options
+        if not self._v5:
+            self._client.connect(options.host, options.port, options.keepalive_s)
+            return
+        properties = _properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=options.session_expiry_s,  # without it the session ends with the connection
+            ReceiveMaximum=options.receive_maximum,
+            MaximumPacketSize=options.max_packet_bytes,
+        )
+        self._client.connect(
+            options.host, options.port, options.keepalive_s, clean_start=False, properties=properties
+        )
+
+    def _turn(self, sock: mqtt.SocketLike, bell: Bell) -> None:
+        """Wait for bytes, room or the bell, and serve what there is."""
+        client = self._client
+        wanted = 0 if self._mailbox.paused else select.POLLIN
+        if client.want_write():
+            wanted |= select.POLLOUT
+        poller = select.poll()  # not select(), which fails from descriptor 1024 on
+        poller.register(bell.fileno(), select.POLLIN)
+        if wanted:  # a socket registered for nothing still reports a hang-up, again and again
+            poller.register(sock.fileno(), wanted)
+        left_over = bool(wanted & select.POLLIN) and has_decrypted_bytes(sock)
+        ready = dict(poller.poll(0 if left_over else _TURN_MS))
+        bell.silence()
+        if left_over or ready.get(sock.fileno(), 0) & ~select.POLLOUT:
+            self._link.last_packet_s = self._clock()
+            self._read()
+        if client.want_write():
+            client.loop_write()
+        if self._link.connected:
+            self._send()
+        client.loop_misc()
+
+    def _read(self) -> None:
+        """Read while each call brings a message: loop_read takes one packet, if there is one."""
+        for _ in range(_READ_BURST):
+            received = self._received
+            self._client.loop_read()
+            if self._received == received or self._mailbox.paused or self.fault is not None:
+                return
+
+    def _send(self) -> None:
+        """Pass on what the worker has queued, while the socket takes it."""
+        while not self._client.want_write() and (item := self._mailbox.next_outgoing()) is not None:
+            if isinstance(item, Outgoing):
+                self._publish(item)
+            else:
+                self._acknowledge(item)
+
+    def _acknowledge(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if message.qos == 0:
+                continue
+            # Compared whole: within one connection the broker uses an acknowledged packet id again.
+            current = message.generation == self._link.generation
+            if current and self._unacked.get(message.packet_id) == message:
+                self._ready.add(message.packet_id)
+            else:
+                self._link.stale_acks += 1
+        while self._unacked:
+            packet_id, message = next(iter(self._unacked.items()))
+            if packet_id not in self._ready:
+                return
+            self._ready.remove(packet_id)
+            del self._unacked[packet_id]
+            self._client.ack(packet_id, message.qos)
+
+    def _publish(self, item: Outgoing) -> None:
+        properties = None
+        if self._v5:
+            schema = None if item.schema is None else ("schema", item.schema)
+            properties = _properties(PacketTypes.PUBLISH, ContentType=item.content_type, UserProperty=schema)
+        sent = self._client.publish(item.topic, item.payload, item.qos, item.retain, properties)
+        if item.qos:
+            self._tokens[sent.mid] = item.token
+
+    def _leave(self) -> None:
+        """Send what the worker has given, then DISCONNECT, so that the broker does not publish the will."""
+        if not self._link.connected:
+            return
+        self._send()
+        self._client.disconnect()
+        for _ in range(_LEAVE_TURNS):
+            sock = self._client.socket()
+            if sock is None:
+                return
+            poller = select.poll()
+            poller.register(sock.fileno(), select.POLLOUT)
+            poller.poll(100)
+            self._client.loop_write()
+
+    # paho's callbacks, called inside loop_read and loop_write
+
+    @_guarded
+    def _on_connect(
+        self,
+        client: mqtt.Client,
+        _: Any,
+        flags: mqtt.ConnectFlags,
+        code: ReasonCode,
+        granted: Properties | None,
+    ) -> None:
+        if code.is_failure:
+            refused_version = code.getName() == "Unsupported protocol version"
+            self.ending = Ending.VERSION_REFUSED if refused_version else Ending.REFUSED
+            self.reason = f"it refused client {self._options.client_id!r} ({code.getName()})"
+            return
+        client.on_log = None  # it costs time on every packet
+        self.ending = Ending.LOST
+        self.accepted_s = self._clock()
+        link = self._link
+        link.generation += 1
+        link.session_present = flags.session_present
+        link.packet_limit_bytes = getattr(granted, "MaximumPacketSize", MAX_PACKET_BYTES)
+        link.refused = ()
+        link.last_error = None
+        link.connected = True
+        self._mailbox.open(getattr(granted, "ReceiveMaximum", MAX_IN_FLIGHT))
+        if self._subscriptions:
+            self._subscribe(client)
+
+    def _subscribe(self, client: mqtt.Client) -> None:
+        """In a resumed session too: the filters it holds are those of the configuration back then."""
+        if not self._v5:
+            client.subscribe(self._subscriptions)
+            return
+        new_only = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB  # else each connect replays all retained messages
+        client.subscribe(
+            [(topic, SubscribeOptions(qos, retainHandling=new_only)) for topic, qos in self._subscriptions]
+        )
+
+    @_guarded
+    def _on_subscribe(
+        self, _client: mqtt.Client, _: Any, _mid: int, codes: list[ReasonCode], _granted: Properties | None
+    ) -> None:
+        refused = {
+            topic: code.getName()
+            for (topic, _), code in zip(self._subscriptions, codes, strict=True)
+            if code.is_failure
+        }
+        self._link.refused = tuple(refused)
+        if refused:
+            listing = ", ".join(f"{topic} ({name})" for topic, name in refused.items())
+            self._link.last_error = f"The broker refused the subscription to {listing}."
+
+    @_guarded
+    def _on_message(self, _client: mqtt.Client, _: Any, arrived: mqtt.MQTTMessage) -> None:
+        self._received += 1
+        try:
+            topic = arrived.topic
+        except UnicodeDecodeError:
+            topic = ""  # fits no source, so it is counted as unknown, acknowledged and gone
+        message = Message(
+            topic=topic,
+            payload=bytes(arrived.payload),
+            received_s=self._clock(),
+            qos=arrived.qos,
+            retain=arrived.retain,
+            duplicate=arrived.dup,
+            packet_id=arrived.mid,
+            generation=self._link.generation,
+        )
+        if message.qos:
+            self._unacked[message.packet_id] = message
+        self._mailbox.deliver(message)
+
+    @_guarded
+    def _on_publish(
+        self, _client: mqtt.Client, _: Any, mid: int, code: ReasonCode, _granted: Properties
+    ) -> None:
+        token = self._tokens.pop(mid, None)
+        if token is None:  # QoS 0
+            return
+        self._mailbox.settle(token, accepted=not code.is_failure)
+        if code.is_failure:
+            self._link.last_error = f"The broker refused a message of ours ({code.getName()})."
+
+    @_guarded
+    def _on_disconnect(
+        self,
+        _client: mqtt.Client,
+        _: Any,
+        flags: mqtt.DisconnectFlags,
+        code: ReasonCode,
+        _p: Properties | None,
+    ) -> None:
+        if self.ending is not Ending.LOST:
+            return
+        if flags.is_disconnect_packet_from_server:
+            self.reason = f"it closed the connection ({code.getName()})"
+        elif code.getName() == "Keep alive timeout":
+            self.reason = "it stopped answering"
+
+    @_guarded
+    def _on_log(self, _client: mqtt.Client, _: Any, level: int, line: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._log_line = f" ({line})"
+
+
+def _properties(packet_type: int, **values: Any) -> Properties:
+    """MQTT 5 properties; a value of None leaves its property out."""
+    properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho left the constructor untyped
+    for name, value in values.items():
+        if value is not None:
+            setattr(properties, name, value)
+    return properties

@@ -1,0 +1,248 @@
+"""The database of the state directory: journal, history, device states, outbox, alerts, model registry.
+
+    with open_database(directory, now_s=clock()) as database:   # the daemon: one writer, one thread
+        database.append(rows)
+        database.save_alert(alert)
+        database.commit()                                       # now the broker may be told
+
+    with open_readonly(directory) as reader:                    # trainer, command line: any number
+        reader.history("pump-3", ("temp",), limit=1000)
+
+A file that is damaged, foreign or half there is set aside under another name and never stops the start.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from dataclasses import astuple
+from datetime import UTC, datetime
+from itertools import count
+from typing import IO, TYPE_CHECKING, Final
+
+from gruard.daemon.edges import schema
+from gruard.daemon.edges.history import Reader, checkpoint_checksum
+from gruard.daemon.edges.journal import Journal, suspect_path
+from gruard.daemon.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow
+
+DATABASE_NAME: Final = "gruard.db"
+LOCK_NAME: Final = "gruard.lock"
+_FAMILY: Final = ("", "-wal", "-shm", "-journal")  # the file and what SQLite keeps beside it
+
+
+class Database(Journal):
+    """The writer's opening, made by `open_database`. Belongs to one thread."""
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, lock: IO[bytes], set_aside: Path | None
+    ) -> None:
+        super().__init__(path, connection)
+        self.set_aside = set_aside  # where an unusable database went at this start
+        self._lock = lock
+
+    def close(self) -> None:
+        """Take back what is not committed and let go of file and lock."""
+        super().close()
+        self._lock.close()
+
+    def save_checkpoints(self, rows: Iterable[Checkpoint]) -> None:
+        """Keep each device's newest checkpoint, in place of an older one."""
+        with self._whole():
+            stored = []
+            for row in rows:
+                device, fieldset, _ = self._owner(row.device, row.source, row.fields)
+                content = (int(row.lsn), row.layout, row.model, row.state)
+                names = self._fieldset(fieldset)
+                checksum = checkpoint_checksum(row.device, names, *content) if names else 0
+                stored.append((device, fieldset, *content, checksum))
+            self._write_many("INSERT OR REPLACE INTO device_state VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
+
+    # --- outbox, alerts -------------------------------------------------------------------------------------
+
+    def put_outbox(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,  # noqa: FBT001 - the order in which MQTT itself names them
+        key: str,
+        *,
+        replace: bool = False,
+    ) -> int:
+        """Queue a message for the broker; its sequence number, never used twice once committed.
+
+        `replace` drops what still waits for the same topic: for retained topics only the newest counts.
+        """
+        if replace:
+            self._write("DELETE FROM outbox WHERE topic = ?", (topic,))
+        sql = "INSERT INTO outbox (topic, payload, qos, retain, key) VALUES (?, ?, ?, ?, ?)"
+        return self._write(sql, (topic, payload, qos, retain, key)).lastrowid or 0
+
+    def outbox_done(self, seqs: Iterable[int]) -> None:
+        """Drop what the broker has taken."""
+        self._write_many("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs])
+
+    def save_alert(self, row: AlertRow) -> None:
+        """Keep the newest word on the alert with this id."""
+        self._write(
+            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            " device = excluded.device, source = excluded.source, state = excluded.state,"
+            " severity = excluded.severity, opened_s = excluded.opened_s, updated_s = excluded.updated_s,"
+            " resolved_s = excluded.resolved_s, score = excluded.score, threshold = excluded.threshold,"
+            " payload = excluded.payload",
+            astuple(row),
+        )
+
+    # --- models, meta ---------------------------------------------------------------------------------------
+
+    def add_model(self, row: ModelRow) -> None:
+        """Enter a model in the registry, or write its entry anew."""
+        self._write(
+            "INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            " group_name = excluded.group_name, status = excluded.status, created_s = excluded.created_s,"
+            " parent = excluded.parent, skill = excluded.skill, manifest = excluded.manifest,"
+            " reason = excluded.reason, activated_lsn = excluded.activated_lsn,"
+            " activated_s = excluded.activated_s",
+            astuple(row),
+        )
+
+    def activate_model(self, model: str, lsn: int, now_s: float) -> None:
+        """Make a model the live one of its group from the reading `lsn` on; the one before it is retired.
+
+        Raises StateError if the registry does not know the model.
+        """
+        with self._whole():
+            self._write(
+                "UPDATE models SET status = 'retired' WHERE status = 'live'"
+                " AND group_name = (SELECT group_name FROM models WHERE id = ?)",
+                (model,),
+            )
+            sql = "UPDATE models SET status = 'live', activated_lsn = ?, activated_s = ? WHERE id = ?"
+            if not self._write(sql, (lsn, now_s, model)).rowcount:
+                raise StateError(f"The model {model} is not in the registry.")
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep one named value."""
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def open_database(directory: Path, *, now_s: float) -> Database:
+    """The writer's opening; directory and file are made where they are missing.
+
+    What cannot be used is set aside (`Database.set_aside`) and an empty database begun; `now_s`, Unix seconds,
+    goes into its name. Raises StateError if the directory cannot be used, if another daemon writes there, or
+    if the file is of a newer gruard.
+    """
+    path = directory / DATABASE_NAME
+    lock = _claim(directory)
+    try:
+        connection, set_aside = _open_or_begin(path, now_s)
+        return Database(path, connection, lock, set_aside)
+    except (OSError, sqlite3.Error, schema.DamagedError) as error:
+        lock.close()
+        raise StateError(f"The database {path} cannot be opened: {error}.") from error
+    except BaseException:
+        lock.close()
+        raise
+
+
+def open_readonly(directory: Path) -> Reader:
+    """An opening for another process, whether or not the daemon runs. Raises StateError."""
+    path = directory / DATABASE_NAME
+    try:
+        if not os.path.lexists(path):
+            raise StateError(
+                f"There is no database in {directory} yet: the daemon makes it at its first start."
+            )
+        schema.check_header(path)
+        connection = schema.connect(path, readonly=True)
+    except (OSError, sqlite3.Error, schema.DamagedError) as error:
+        raise StateError(f"The database {path} cannot be read: {error}.") from error
+    try:
+        version = schema.check_identity(connection)
+    except (sqlite3.Error, schema.DamagedError) as error:
+        connection.close()
+        raise StateError(f"The database {path} cannot be read: {error}.") from error
+    except BaseException:
+        connection.close()
+        raise
+    if version != len(schema.MIGRATIONS):
+        connection.close()
+        raise StateError(
+            f"The database {path} is of an older gruard: start the daemon once to bring it up to date."
+        )
+    return Reader(path, connection)
+
+
+def _claim(directory: Path) -> IO[bytes]:
+    """The lock that makes this the only writer; held until the file is closed."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        lock = os.fdopen(os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
+    except OSError as error:
+        raise StateError(f"The state directory {directory} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StateError(f"Another gruard is writing in {directory}: each daemon needs its own.") from error
+    return lock
+
+
+def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path | None]:
+    set_aside = None
+    suspect = suspect_path(path)
+    if any(os.path.lexists(member) for member in _family(path)):
+        try:
+            if path.is_file() and not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            connection = schema.open_sound(path, thorough=suspect.exists())
+        except schema.DamagedError:
+            set_aside = _set_aside(path, now_s)
+        else:
+            suspect.unlink(missing_ok=True)
+            return connection, None
+    suspect.unlink(missing_ok=True)
+    schema.create(path)
+    _sync_directory(path.parent)
+    return schema.open_sound(path), set_aside
+
+
+def _set_aside(path: Path, now_s: float) -> Path:
+    """Give the file and its companions another name; the name of the first that was there."""
+    stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%SZ")
+    target = path.with_name(f"{path.name}.damaged-{stamp}")
+    for number in count(2):
+        if not any(os.path.lexists(member) for member in _family(target)):
+            break
+        target = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    moved = [
+        member.rename(other)
+        for member, other in zip(_family(path), _family(target), strict=True)
+        if os.path.lexists(member)
+    ]
+    _sync_directory(path.parent)
+    return moved[0]
+
+
+def _family(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in _FAMILY]
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make renames in it durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,366 @@
+"""Reading the database: what the writer and every read-only opening share."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, Self
+from zlib import crc32
+
+import numpy as np
+
+from gruard.daemon.edges.packs import (
+    PACK_RECORDS,
+    TAIL_RECORDS,
+    Fieldset,
+    Tail,
+    join_records,
+    lsn_list,
+    pack_range,
+    read_fieldset,
+    read_record,
+    sound_records,
+)
+from gruard.daemon.edges.rows import (
+    AlertRow,
+    Checkpoint,
+    DeviceRow,
+    History,
+    ModelRow,
+    OutboxRow,
+    StoredReading,
+)
+from gruard.daemon.errors import StateError
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+HIGHEST_LSN: Final = 2**63 - 1
+
+Run = tuple[Fieldset, np.ndarray]  # records of one set of fields, oldest first
+
+
+class Reader:
+    """A read-only view of a database that another process may be writing. Belongs to one thread.
+
+    Every method raises StateError if the file cannot be read. A damaged row is left out and counted.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self.skipped_rows = 0  # damaged rows and packs left out since opening
+        self._connection = connection
+        self._fieldsets: dict[int, Fieldset] = {}
+        self._tail = Tail()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    # --- readings -------------------------------------------------------------------------------------------
+
+    def history(
+        self,
+        device: str,
+        fields: tuple[str, ...],
+        limit: int,
+        before_lsn: int | None = None,
+        min_lsn: int | None = None,
+    ) -> History:
+        """The newest `limit` readings of a device with min_lsn <= lsn < before_lsn, oldest first."""
+        low = 0 if min_lsn is None else min_lsn
+        high = HIGHEST_LSN if before_lsn is None else before_lsn
+        with self._snapshot():
+            self._catch_up()
+            return self._history(device, fields, limit, low, high)
+
+    def history_many(self, devices: Iterable[str], fields: tuple[str, ...], limit: int) -> dict[str, History]:
+        """The newest `limit` readings of each device, all as of one moment."""
+        with self._snapshot():
+            self._catch_up()
+            return {device: self._history(device, fields, limit, 0, HIGHEST_LSN) for device in devices}
+
+    def readings_after(self, lsn: int, batch: int = 1000) -> Iterator[StoredReading]:
+        """The journal behind `lsn`, in order. Between batches no transaction is held open.
+
+        Rows older than the `keep_from_lsn` of a `prune` may have left the journal.
+        """
+        sql = (
+            "SELECT r.lsn, d.device, r.fieldset, r.record FROM readings AS r JOIN devices AS d ON d.id = r.device"
+            " WHERE r.lsn > ? AND d.device IS NOT NULL ORDER BY r.lsn LIMIT ?"
+        )
+        while rows := self._all(sql, (lsn, batch)):
+            for row in rows:
+                reading = self._stored_reading(*row)
+                if reading is not None:
+                    yield reading
+            lsn = rows[-1][0]
+
+    def count_readings(self) -> int:
+        """How many readings history can give, over all devices."""
+        with self._snapshot():
+            self._catch_up()
+            rows = self._all("SELECT packed_rows, id, packed_lsn + 1 FROM devices WHERE device IS NOT NULL")
+            return sum(packed + len(self._tail.between(*row, HIGHEST_LSN)) for packed, *row in rows)
+
+    # --- devices --------------------------------------------------------------------------------------------
+
+    def devices(self) -> list[DeviceRow]:
+        """Every device, by name."""
+        sql = (
+            "SELECT id, device, fieldset, readings, packed_lsn, first_s, last_s FROM devices"
+            " WHERE device IS NOT NULL ORDER BY device"
+        )
+        with self._snapshot():
+            self._catch_up()
+            return [found for row in self._all(sql) if (found := self._device_row(*row))]
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        """Every device's newest checkpoint."""
+        sql = (
+            "SELECT s.device, d.device, s.fieldset, s.lsn, s.layout, s.model, s.state, s.checksum"
+            " FROM device_state AS s JOIN devices AS d ON d.id = s.device"
+            " WHERE s.device > ? AND d.device IS NOT NULL ORDER BY s.device LIMIT 256"
+        )
+        last = 0
+        while rows := self._all(sql, (last,)):
+            for _, device, identity, *rest, checksum in rows:
+                fieldset = self._fieldset(identity)
+                if fieldset and checkpoint_checksum(device, fieldset, *rest) == checksum:
+                    yield Checkpoint(device, fieldset.source, fieldset.fields, *rest)
+                else:
+                    self.skipped_rows += 1
+            last = rows[-1][0]
+
+    # --- alerts, outbox, models, meta -----------------------------------------------------------------------
+
+    def alerts(self, limit: int, *, open_only: bool = False) -> list[AlertRow]:
+        """The newest alerts, newest first."""
+        condition = "WHERE resolved_s IS NULL" if open_only else ""
+        sql = (
+            "SELECT id, device, source, state, severity, opened_s, updated_s, resolved_s, score, threshold, payload"
+            f" FROM alerts {condition} ORDER BY opened_s DESC, rowid DESC LIMIT ?"  # noqa: S608 - own words only
+        )
+        return [AlertRow(*row) for row in self._all(sql, (limit,))]
+
+    def outbox(self, limit: int) -> list[OutboxRow]:
+        """What waits for the broker, in the order in which it was put."""
+        sql = "SELECT seq, topic, payload, qos, retain, key FROM outbox ORDER BY seq LIMIT ?"
+        return [
+            OutboxRow(seq, topic, payload, qos, bool(retain), key)
+            for seq, topic, payload, qos, retain, key in self._all(sql, (limit,))
+        ]
+
+    def outbox_pending(self) -> int:
+        """How many messages wait for the broker."""
+        return int(self._all("SELECT count(*) FROM outbox")[0][0])
+
+    def models(self) -> list[ModelRow]:
+        """The registry, oldest first."""
+        return self._models("")
+
+    def live_models(self) -> list[ModelRow]:
+        """The live model of each group."""
+        return self._models("WHERE status = 'live'")
+
+    def meta(self, key: str) -> str | None:
+        """The value kept under `key`."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def size_bytes(self) -> int:
+        """What the database takes on the disk, its write-ahead log included."""
+        sizes = 0
+        for suffix in ("", "-wal"):
+            try:
+                sizes += self.path.with_name(self.path.name + suffix).stat().st_size
+            except FileNotFoundError:  # the log is made by the first write
+                continue
+        return sizes
+
+    # --- how it is done -------------------------------------------------------------------------------------
+
+    def _history(self, device: str, fields: tuple[str, ...], limit: int, low: int, high: int) -> History:
+        runs: list[Run] = []  # newest first
+        found = self._all("SELECT id, packed_lsn FROM devices WHERE device = ?", (device,))
+        if found and limit > 0:
+            identity, packed_lsn = found[0]
+            pending = self._tail.between(identity, max(low, packed_lsn + 1), high)
+            tail = self._tail_runs(device, pending, min(limit, PACK_RECORDS))
+            for fieldset, records in chain(tail, self._pack_runs(device, identity, low, high)):
+                inside = records[(records["lsn"] >= low) & (records["lsn"] < high)][-limit:]
+                runs.append((fieldset, inside))
+                limit -= len(inside)
+                if limit == 0:
+                    break
+        return _assemble(runs[::-1], fields)
+
+    def _tail_runs(self, device: str, pending: array[int], chunk: int) -> Iterator[Run]:
+        """Sound records of the tail in runs of one set of fields, newest run first."""
+        for end in range(len(pending), 0, -chunk):
+            lsns = lsn_list(pending[max(0, end - chunk) : end])
+            rows = self._all(
+                "SELECT fieldset, record FROM readings"
+                " WHERE lsn IN (SELECT value FROM json_each(?)) ORDER BY lsn DESC",
+                (lsns,),
+            )
+            for identity, run in groupby(rows, key=itemgetter(0)):
+                yield from self._run(device, identity, [record for _, record in run][::-1])
+
+    def _pack_runs(self, device: str, identity: int, low: int, high: int) -> Iterator[Run]:
+        """Sound records of the packs, newest pack first."""
+        rows = self._each(
+            "SELECT fieldset, body FROM packs WHERE id BETWEEN ? AND ? AND first_lsn < ? AND last_lsn >= ?"
+            " ORDER BY id DESC",
+            (*pack_range(identity), high, low),
+        )
+        for fieldset, body in rows:
+            yield from self._run(device, fieldset, body)
+
+    def _run(self, device: str, identity: int, body: object) -> Iterator[Run]:
+        """What is sound in a pack's body or a list of records, if anything is."""
+        fieldset = self._fieldset(identity)
+        if fieldset is None:
+            self.skipped_rows += 1
+            return
+        if isinstance(body, list):
+            body = join_records(body, len(fieldset.fields))
+        records, damaged = sound_records(body, len(fieldset.fields), fieldset.seed(device))
+        self.skipped_rows += damaged
+        if len(records):
+            yield fieldset, records
+
+    def _stored_reading(self, lsn: int, device: str, identity: int, record: object) -> StoredReading | None:
+        fieldset = self._fieldset(identity)
+        found = fieldset and read_record(record, len(fieldset.fields), fieldset.seed(device))
+        if not fieldset or not found or found[0] != lsn:
+            self.skipped_rows += 1
+            return None
+        _, time_s, received_s, score, flags, values = found
+        return StoredReading(
+            lsn, device, fieldset.source, fieldset.fields, time_s, received_s, values, score, flags
+        )
+
+    def _device_row(  # one argument per column
+        self,
+        identity: int,
+        device: str,
+        fieldset_id: int,
+        readings: int,
+        packed_lsn: int,
+        first_s: float | None,
+        last_s: float | None,
+    ) -> DeviceRow | None:
+        fieldset = self._fieldset(fieldset_id)
+        pending = self._tail.between(identity, packed_lsn + 1, HIGHEST_LSN)
+        if first_s is None:
+            for _, records in self._tail_runs(device, pending[:1], 1):
+                first_s = float(records[0]["time_s"])
+        for newest, records in self._tail_runs(device, pending[-1:], 1):
+            fieldset, last_s = newest, float(records[0]["time_s"])
+        if fieldset is None:
+            self.skipped_rows += 1
+            return None
+        return DeviceRow(device, fieldset.source, fieldset.fields, readings + len(pending), first_s, last_s)
+
+    def _models(self, condition: str) -> list[ModelRow]:
+        sql = (
+            "SELECT id, group_name, status, created_s, parent, skill, manifest, reason, activated_lsn, activated_s"
+            f" FROM models {condition} ORDER BY created_s, rowid"  # noqa: S608 - own words only
+        )
+        return [ModelRow(*row) for row in self._all(sql)]
+
+    def _fieldset(self, identity: int) -> Fieldset | None:
+        found = self._fieldsets.get(identity)
+        if found is None:
+            for row in self._all("SELECT source, fields FROM fieldsets WHERE id = ?", (identity,)):
+                found = read_fieldset(*row)
+            if found is not None:
+                self._fieldsets[identity] = found
+        return found
+
+    def _catch_up(self) -> None:
+        """Learn what has been journalled since the last look."""
+        if self._tail.count > 4 * TAIL_RECORDS:  # most of it is packed by now
+            self._tail = Tail()
+        self._read_tail()
+
+    def _read_tail(self) -> None:
+        sql = (
+            "SELECT r.device, r.lsn FROM readings AS r JOIN devices AS d ON d.id = r.device"
+            " WHERE r.lsn > ? AND r.lsn > d.packed_lsn AND d.device IS NOT NULL ORDER BY r.lsn"
+        )
+        for device, lsn in self._each(sql, (self._tail.newest,)):
+            self._tail.add(device, lsn)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Let all reads inside see one moment of the file."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._all("BEGIN")
+        try:
+            yield
+        finally:
+            if self._connection.in_transaction:
+                self._all("ROLLBACK")
+
+    def _all(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        return list(self._each(sql, parameters))
+
+    def _each(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[Any]:
+        """The rows of a query, one by one: every read goes through here."""
+        try:
+            with closing(self._connection.execute(sql, parameters)) as cursor:
+                yield from cursor
+        except sqlite3.ProgrammingError:
+            raise  # a bug of ours, such as another thread's connection
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> StateError:
+        return StateError(f"The database {self.path} cannot be read: {error}.")
+
+
+def checkpoint_checksum(
+    device: str, fieldset: Fieldset, lsn: int, layout: str, model: str | None, state: bytes
+) -> int:
+    """What a sound checkpoint's checksum is; 0, which fits none by design, for columns of a wrong type."""
+    if not isinstance(state, bytes):
+        return 0
+    return crc32(state, crc32(repr((lsn, layout, model)).encode(), fieldset.seed(device)))
+
+
+def _assemble(runs: Sequence[Run], fields: tuple[str, ...]) -> History:
+    """Runs, oldest first, as columns in the order of `fields`."""
+    count = sum(len(records) for _, records in runs)
+    values = np.full((count, len(fields)), np.nan)  # (T, F)
+    at = 0
+    for fieldset, records in runs:
+        places = {field: place for place, field in enumerate(fieldset.fields)}
+        for column, field in enumerate(fields):
+            if field in places:
+                values[at : at + len(records), column] = records["values"][:, places[field]]
+        at += len(records)
+
+    def column(name: str, kind: type) -> np.ndarray:
+        return np.concatenate([np.empty(0, kind), *(records[name] for _, records in runs)])
+
+    return History(
+        lsn=column("lsn", np.int64),
+        time_s=column("time_s", np.float64),
+        values=values,
+        score=column("score", np.float64),
+        flags=column("flags", np.int64),
+    )

@@ -1,0 +1,160 @@
+"""What the broker edge is told and what it tells: options, status, TLS, error texts. No paho here."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gruard.daemon.errors import BrokerError
+
+if TYPE_CHECKING:
+    from gruard.daemon.edges.reconnect import Protocol
+
+CONNECT_TIMEOUT_S = 5.0  # TCP, and TLS again as much
+#: The largest packet of the protocol [MQTT 5, 1.5.5], until a broker names a lower limit.
+MAX_PACKET_BYTES = 268_435_455
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """Encryption. The broker's certificate must lead to `ca_file`, or to one of the system's when None."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None  # our own certificate, with key_file
+    key_file: str | None = None
+    insecure: bool = False  # True: the certificate may be for another host name
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """Where the broker is and what is asked of it."""
+
+    host: str
+    port: int
+    client_id: str  # fixed: the broker keeps the session under it
+    will_topic: str
+    will_payload: bytes  # published by the broker, QoS 1 and retained, when we vanish
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    keepalive_s: int = 10  # a dead link is noticed after twice this
+    protocol: Protocol = "5"
+    session_expiry_s: int = 7 * 24 * 3600
+    receive_maximum: int = 512  # QoS 1 messages the broker may have open with us (MQTT 5)
+    max_packet_bytes: int = 262_144  # larger ones are withheld by the broker (MQTT 5)
+    tls: TlsOptions | None = None
+    inbox_readings: int = 4096  # beyond it QoS 0 messages are shed
+
+
+@dataclass(frozen=True)
+class BrokerStatus:
+    """The link at one moment. Counters run since `Broker.start`."""
+
+    connected: bool
+    generation: int  # accepted connections so far
+    protocol: Protocol  # of the current or next connection
+    session_present: bool  # the broker knew our session when we last connected
+    last_error: str | None  # one sentence; None from a good connection on, until the next trouble
+    refused: tuple[str, ...]  # topic filters the broker would not let us subscribe to
+    shed: int  # QoS 0 messages dropped because the inbox was full
+    stale_acks: int  # acknowledgements not sent because their connection had ended
+    inbox: int
+    inbox_capacity: int
+    in_flight: int  # QoS 1 publishes without an answer
+    last_packet_s: float | None  # when bytes last came from the broker, by the caller's clock
+    thread_alive: bool
+
+    @property
+    def reconnects(self) -> int:
+        """Connections after the first."""
+        return max(0, self.generation - 1)
+
+
+@dataclass
+class Link:
+    """The part of the status that the network thread writes and any thread reads."""
+
+    connected: bool = False
+    generation: int = 0
+    session_present: bool = False
+    last_error: str | None = None
+    refused: tuple[str, ...] = ()
+    stale_acks: int = 0
+    last_packet_s: float | None = None
+    packet_limit_bytes: int = MAX_PACKET_BYTES  # of what we may send
+
+
+class Bell:
+    """Wakes the network thread out of poll; may be rung from any thread, also after it was closed."""
+
+    def __init__(self) -> None:
+        self._hear, self._pull = socket.socketpair()
+        self._hear.setblocking(False)
+        self._pull.setblocking(False)
+
+    def fileno(self) -> int:
+        """The descriptor to poll for reading."""
+        return self._hear.fileno()
+
+    def ring(self) -> None:
+        """Make the descriptor readable."""
+        with suppress(OSError):  # full: it rings already; closed: nobody is left to wake
+            self._pull.send(b"!")
+
+    def silence(self) -> None:
+        """Make it unreadable until the next ring."""
+        with suppress(BlockingIOError):
+            self._hear.recv(4096)
+
+    def close(self) -> None:
+        """Free both ends."""
+        self._hear.close()
+        self._pull.close()
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """paho forgets a socket whose handshake fails, without closing it."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the base class's signature
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def tls_context(options: TlsOptions) -> ssl.SSLContext:
+    """Read the certificates: anew for every connection, so that renewed ones are picked up.
+
+    Raises:
+        BrokerError: a file is missing or is no certificate.
+    """
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        if options.cert_file is not None:
+            context.load_cert_chain(options.cert_file, options.key_file)
+    except OSError as error:
+        files = ", ".join(name for name in (options.ca_file, options.cert_file, options.key_file) if name)
+        raise BrokerError(f"the certificates cannot be read ({cause(error)}: {files})") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = not options.insecure
+    context.sslsocket_class = _TlsSocket
+    return context
+
+
+def has_decrypted_bytes(sock: object) -> bool:
+    """Whether TLS holds bytes that poll cannot see any more."""
+    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+
+
+def cause(error: Exception) -> str:
+    """The few words of a network error that matter to a person."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted, {error.verify_message.rstrip('.')}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error)

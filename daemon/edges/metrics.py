@@ -1,0 +1,402 @@
+"""The Prometheus page: every number that the daemon shows, on a registry that the caller owns.
+
+Nothing here knows where a number comes from. Each event and each gauge has one method, and every label
+is bounded: reasons come from fixed lists, device and group names are cleaned and capped, so neither a
+hostile publisher nor ten thousand devices can break or swell a scrape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import TYPE_CHECKING, Literal
+
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ReadingResult = Literal["scored", "duplicate", "rejected", "shed"]
+RetrainResult = Literal["promoted", "rejected", "failed", "timeout"]
+
+#: The text format of 2014: every Prometheus and every agent reads it.
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+#: A label longer than this is cut; a device id may have 64 characters, a group's name two of them.
+MAX_LABEL_LENGTH = 160
+#: Reasons that no fixed list names get a series of their own up to this number, then share "other".
+SPARE_REASONS = 16
+
+# One batched step takes 0.1 to 10 ms; a second means that the machine is in trouble.
+SCORING_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+# One fsync lies between 0.2 ms (a good disk) and seconds (a worn flash card).
+COMMIT_BUCKETS_S = (5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# From arrival to commit: the group commit is 10 ms, a backlog after an outage may be a minute.
+LATENCY_BUCKETS_S = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+RETRAIN_BUCKETS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+
+def clean_label(text: str) -> str:
+    """Return `text` fit for a label: printable, at most MAX_LABEL_LENGTH characters, never empty.
+
+    A lone surrogate would make every later scrape fail and a newline would confuse whoever reads the
+    page. A changed label carries a hash of the original, so two names never fall into one series.
+    """
+    if text and len(text) <= MAX_LABEL_LENGTH and text.isprintable():
+        return text
+    mark = hashlib.blake2s(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    head = text[: MAX_LABEL_LENGTH - len(mark) - 1]
+    return "".join(char if char.isprintable() else "?" for char in head) + "~" + mark
+
+
+class _ReasonCounter:
+    """A counter with one label whose values are bounded: the known ones start at 0."""
+
+    def __init__(self, counter: Counter, known: Sequence[str], *, spare: int = 0) -> None:
+        self._counter = counter
+        self._series = {value: counter.labels(value) for value in known}
+        self._limit = len(known) + spare
+        self._totals: dict[str, int] = {}
+
+    def add(self, value: str, n: int) -> None:
+        if value not in self._series:
+            if len(self._series) >= self._limit:
+                self._counter.labels("other").inc(n)
+                return
+            self._series[value] = self._counter.labels(clean_label(value))
+        self._series[value].inc(n)
+
+    def reach(self, value: str, total: int) -> None:
+        """Bring the series up to a running `total` kept elsewhere; a lower total changes nothing."""
+        grown = total - self._totals.get(value, 0)
+        if grown > 0:
+            self._totals[value] = total
+            self.add(value, grown)
+
+
+class _Labelled:
+    """Names that may have series of their own: the first `limit` of them; the others are counted."""
+
+    def __init__(self, limit: int, unlabelled: Gauge) -> None:
+        self._limit = limit
+        self._labels: dict[str, str] = {}
+        self._refused: set[str] = set()
+        self._unlabelled = unlabelled
+
+    def label(self, name: str) -> str | None:
+        label = self._labels.get(name)
+        if label is not None:
+            return label
+        if len(self._labels) >= self._limit:
+            if name not in self._refused:
+                self._refused.add(name)
+                self._unlabelled.set(len(self._refused))
+            return None
+        self._labels[name] = label = clean_label(name)
+        self._refused.discard(name)
+        self._unlabelled.set(len(self._refused))
+        return label
+
+    def forget(self, name: str) -> str | None:
+        self._refused.discard(name)
+        self._unlabelled.set(len(self._refused))
+        return self._labels.pop(name, None)
+
+
+class Metrics:
+    """All metrics of one daemon on one registry; each method is one event or one gauge.
+
+    `labelled_devices` bounds the devices (and likewise the groups) that get series of their own; the
+    rest are counted by `gruard_devices_unlabelled` and `gruard_groups_unlabelled`. Methods may be called
+    from any thread; those that take a running total, from one thread each.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, version: str, labelled_devices: int = 500) -> None:
+        # The client's `_created` series double the page and say nothing that the process start does not.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry
+        self._reconnects_total = 0
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        build = self._gauge("build_info", "Version of gruard and of Python; always 1.", "version", "python")
+        build.labels(clean_label(version), platform.python_version()).set(1)
+        self._make_reading_metrics()
+        self._make_stage_metrics()
+        self._make_device_metrics(labelled_devices)
+        self._make_edge_metrics()
+        self._make_model_metrics(labelled_devices)
+
+    # -- readings ------------------------------------------------------------------------------------
+
+    def messages_received(self, n: int = 1) -> None:
+        """Count MQTT messages handed over by the broker edge."""
+        self._messages.inc(n)
+
+    def readings_received(self, n: int = 1) -> None:
+        """Count readings that entered the pipeline: the left side of the accounting identity."""
+        self._received.inc(n)
+
+    def readings(self, result: ReadingResult, n: int = 1) -> None:
+        """Count readings that left the pipeline: the right side of the accounting identity."""
+        self._readings.add(result, n)
+
+    def decode_error(self, reason: str, n: int = 1) -> None:
+        """Count messages or readings refused for one of REJECT_REASONS (any other is "other")."""
+        self._decode_errors.add(reason, n)
+
+    def field_issue(self, reason: str, n: int = 1) -> None:
+        """Count fields left out of a reading for one of ISSUE_REASONS (any other is "other")."""
+        self._field_issues.add(reason, n)
+
+    def shed(self, reason: str, n: int = 1) -> None:
+        """Count readings dropped on purpose to keep a limit."""
+        self._shed.add(reason, n)
+
+    def shed_seen(self, reason: str, total: int) -> None:
+        """Bring the shed count of `reason` up to an edge's running `total`; it never decreases."""
+        self._shed.reach(reason, total)
+
+    def reading_arrived(self, received_s: float) -> None:
+        """Show when the newest reading arrived (Unix seconds UTC)."""
+        self._last_reading.set(received_s)
+
+    # -- stages --------------------------------------------------------------------------------------
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """Record one batch: its number of readings and the seconds that scoring took."""
+        self._batch_size.observe(size)
+        self._scoring.observe(seconds)
+
+    def observe_commit(self, seconds: float) -> None:
+        """Record the seconds of one database commit."""
+        self._commit.observe(seconds)
+
+    def observe_end_to_end(self, seconds: float) -> None:
+        """Record the seconds between a reading's arrival and its commit."""
+        self._latency.observe(seconds)
+
+    def set_inbox(self, readings: int) -> None:
+        """Show how many readings wait to be scored."""
+        self._inbox.set(readings)
+
+    def set_outbox(self, pending: int) -> None:
+        """Show how many alert events wait for the broker's acknowledgement."""
+        self._outbox.set(pending)
+
+    def set_journal_bytes(self, size: int) -> None:
+        """Show the bytes that the database takes on disk."""
+        self._journal.set(size)
+
+    # -- devices and alerts --------------------------------------------------------------------------
+
+    def set_devices(self, *, warming: int, learning: int, ready: int) -> None:
+        """Show how many devices are in each state."""
+        for state, n in (("warming", warming), ("learning", learning), ("ready", ready)):
+            self._devices.labels(state).set(n)
+
+    def device_score(self, device: str, score: float) -> None:
+        """Show a device's newest score (0 to 1), if the device is within the bound on series."""
+        series = self._score_series.get(device)
+        if series is None:
+            label = self._device_labels.label(device)
+            if label is None:
+                return
+            series = self._score_series[device] = self._scores.labels(label)
+        series.set(score)
+
+    def forget_device(self, device: str) -> None:
+        """Drop the series of a removed device; its place goes to the next device that scores."""
+        self._score_series.pop(device, None)
+        label = self._device_labels.forget(device)
+        if label is not None:
+            self._scores.remove(label)
+
+    def states_reset(self, n: int = 1) -> None:
+        """Count hidden states that were started afresh because they were no longer finite."""
+        self._resets.inc(n)
+
+    def alert_opened(self, severity: Severity) -> None:
+        """Count one alert that opened."""
+        self._alerts.add(severity, 1)
+
+    def set_alerts_active(self, n: int) -> None:
+        """Show how many alerts are open now."""
+        self._alerts_active.set(n)
+
+    # -- broker and readiness ------------------------------------------------------------------------
+
+    def set_mqtt_connected(self, connected: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
+        """Show whether the broker connection stands."""
+        self._connected.set(connected)
+
+    def reconnects_seen(self, total: int) -> None:
+        """Bring the reconnect count up to the broker edge's running `total`; it never decreases."""
+        grown = total - self._reconnects_total
+        if grown > 0:
+            self._reconnects_total = total
+            self._reconnects.inc(grown)
+
+    def set_ready(self, ready: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
+        """Show whether /readyz would answer 200."""
+        self._ready.set(ready)
+
+    # -- models --------------------------------------------------------------------------------------
+
+    def model_live(
+        self, group: str, model: str, cell: str, *, skill: float | None, trained_s: float | None
+    ) -> None:
+        """Show the live model of a group in place of the one before.
+
+        `skill` is the ratio against the baseline on held-back rows and `trained_s` the training time
+        (Unix seconds UTC); None, as for the baseline itself, shows neither.
+        """
+        label = self._group_labels.label(group)
+        if label is None:
+            return
+        self._drop_group_series(group, label)
+        shown = (label, clean_label(model), clean_label(cell))
+        self._model_info.labels(*shown).set(1)
+        self._models_shown[group] = shown
+        if skill is not None:
+            self._skill.labels(label).set(skill)
+        if trained_s is not None:
+            self._trained.labels(label).set(trained_s)
+
+    def forget_group(self, group: str) -> None:
+        """Drop the series of a group that has no devices any more."""
+        label = self._group_labels.forget(group)
+        if label is not None:
+            self._drop_group_series(group, label)
+
+    def retrained(self, result: RetrainResult, seconds: float) -> None:
+        """Record one training round: how it ended and how many seconds it took."""
+        self._retrains.add(result, 1)
+        self._retrain_duration.observe(seconds)
+
+    def model_swapped(self) -> None:
+        """Count one change of the weights that score."""
+        self._swaps.inc()
+
+    def render(self) -> bytes:
+        """Return the page in the text format that CONTENT_TYPE names."""
+        return generate_latest(self._registry)
+
+    # -- construction --------------------------------------------------------------------------------
+
+    def _make_reading_metrics(self) -> None:
+        self._messages = self._counter("messages_received_total", "MQTT messages received.")
+        self._received = self._counter(
+            "readings_received_total",
+            "Readings received: the sum of gruard_readings_total and what is in the pipeline.",
+        )
+        self._readings = _ReasonCounter(
+            self._counter("readings_total", "Readings by what became of them.", "result"),
+            ("scored", "duplicate", "rejected", "shed"),
+        )
+        self._decode_errors = _ReasonCounter(
+            self._counter("decode_errors_total", "Messages and readings refused, by reason.", "reason"),
+            REJECT_REASONS,
+        )
+        self._field_issues = _ReasonCounter(
+            self._counter("field_issues_total", "Fields left out of readings, by reason.", "reason"),
+            ISSUE_REASONS,
+        )
+        self._shed = _ReasonCounter(
+            self._counter("shed_total", "Readings dropped on purpose to keep a limit, by reason.", "reason"),
+            (),
+            spare=SPARE_REASONS,
+        )
+        self._last_reading = self._gauge(
+            "last_reading_timestamp_seconds", "Arrival of the newest reading; 0 before the first."
+        )
+
+    def _make_stage_metrics(self) -> None:
+        self._scoring = self._histogram(
+            "scoring_duration_seconds", "Time to score one batch.", SCORING_BUCKETS_S
+        )
+        self._commit = self._histogram(
+            "commit_duration_seconds", "Time of one database commit.", COMMIT_BUCKETS_S
+        )
+        self._latency = self._histogram(
+            "end_to_end_latency_seconds", "Time from a reading's arrival to its commit.", LATENCY_BUCKETS_S
+        )
+        self._batch_size = self._histogram("batch_size", "Readings in one batch.", BATCH_BUCKETS)
+        self._inbox = self._gauge("inbox_readings", "Readings that wait to be scored.")
+        self._outbox = self._gauge("outbox_pending", "Alert events that the broker has not acknowledged.")
+        self._journal = self._gauge("journal_bytes", "Size of the database on disk.")
+
+    def _make_device_metrics(self, labelled_devices: int) -> None:
+        self._devices = self._gauge("devices", "Known devices by state.", "state")
+        self.set_devices(warming=0, learning=0, ready=0)
+        self._scores = self._gauge(
+            "device_score_ratio", "Newest score of a device, 0 to 1; a bounded number of devices.", "device"
+        )
+        self._score_series: dict[str, Gauge] = {}
+        self._device_labels = _Labelled(
+            labelled_devices,
+            self._gauge("devices_unlabelled", "Devices that score but are beyond the bound on series."),
+        )
+        self._resets = self._counter("state_resets_total", "Hidden states started afresh: not finite.")
+        self._alerts = _ReasonCounter(
+            self._counter("alerts_total", "Alerts opened, by severity.", "severity"),
+            ("info", "warning", "critical"),
+        )
+        self._alerts_active = self._gauge("alerts_active", "Alerts that are open now.")
+
+    def _make_edge_metrics(self) -> None:
+        self._connected = self._gauge("mqtt_connected", "1 while the broker connection stands.")
+        self._reconnects = self._counter("mqtt_reconnects_total", "Broker connections after the first.")
+        self._ready = self._gauge("ready", "1 while /readyz answers 200.")
+
+    def _make_model_metrics(self, labelled_groups: int) -> None:
+        self._model_info = self._gauge(
+            "model_info", "Live model of each group; always 1.", "group", "model", "cell"
+        )
+        self._skill = self._gauge(
+            "model_skill_ratio", "Skill of the live model against the baseline, on held-back rows.", "group"
+        )
+        self._trained = self._gauge(
+            "model_trained_timestamp_seconds", "When the live model was trained.", "group"
+        )
+        self._models_shown: dict[str, tuple[str, str, str]] = {}
+        self._group_labels = _Labelled(
+            labelled_groups,
+            self._gauge("groups_unlabelled", "Groups with a model but beyond the bound on series."),
+        )
+        self._retrains = _ReasonCounter(
+            self._counter("retrain_total", "Training rounds by how they ended.", "result"),
+            ("promoted", "rejected", "failed", "timeout"),
+        )
+        self._retrain_duration = self._histogram(
+            "retrain_duration_seconds", "Time of one training round.", RETRAIN_BUCKETS_S
+        )
+        self._swaps = self._counter("model_swaps_total", "Changes of the weights that score.")
+
+    def _drop_group_series(self, group: str, label: str) -> None:
+        shown = self._models_shown.pop(group, None)
+        if shown is not None:
+            self._model_info.remove(*shown)
+        self._skill.remove(label)
+        self._trained.remove(label)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"gruard_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"gruard_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"gruard_{name}", text, registry=self._registry, buckets=buckets)

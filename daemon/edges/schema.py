@@ -1,0 +1,213 @@
+"""The tables, their version, and whether a file is a sound database of ours.
+
+`readings` is the journal: append-only, in LSN order, with no second index, because an index by device
+makes every reading of a busy fleet dirty a page of its own (about 10 KB written per reading, measured with
+10,000 devices). A device's readings move in runs into `packs`, where history is read from; see packs.py.
+`readings`, `packs` and `device_state` carry their own checksums and therefore no constraints: the file check
+at start refuses a whole file for one broken constraint, while a broken checksum costs one row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from gruard.daemon.errors import StateError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Marks the file as ours in its header: "grua".
+APPLICATION_ID: Final = 0x67727561
+
+_V1: Final = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """CREATE TABLE fieldsets (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, fields TEXT NOT NULL,
+        UNIQUE (source, fields)) STRICT""",
+    # device is NULL once the device is forgotten and its packs wait for pruning. An id is never used twice.
+    """CREATE TABLE devices (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT UNIQUE, fieldset INTEGER NOT NULL,
+        first_s REAL, last_s REAL, readings INTEGER NOT NULL DEFAULT 0, packed_rows INTEGER NOT NULL DEFAULT 0,
+        packed_lsn INTEGER NOT NULL DEFAULT 0, next_pack INTEGER NOT NULL DEFAULT 0) STRICT""",
+    "CREATE TABLE readings (lsn INTEGER PRIMARY KEY, device INTEGER, fieldset INTEGER, record BLOB)",
+    # id = device << 32 | number: one device's packs lie side by side without a second index.
+    """CREATE TABLE packs (
+        id INTEGER PRIMARY KEY, fieldset INTEGER, first_lsn INTEGER, last_lsn INTEGER, body BLOB)""",
+    """CREATE TABLE device_state (
+        device INTEGER PRIMARY KEY, fieldset INTEGER, lsn INTEGER, layout TEXT, model TEXT, state BLOB,
+        checksum INTEGER)""",
+    """CREATE TABLE outbox (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL,
+        qos INTEGER NOT NULL, retain INTEGER NOT NULL, key TEXT NOT NULL) STRICT""",
+    "CREATE INDEX outbox_topic ON outbox (topic)",
+    """CREATE TABLE alerts (
+        id TEXT PRIMARY KEY, device TEXT NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL,
+        severity TEXT NOT NULL, opened_s REAL NOT NULL, updated_s REAL NOT NULL, resolved_s REAL,
+        score REAL NOT NULL, threshold REAL NOT NULL, payload TEXT NOT NULL) STRICT""",
+    """CREATE TABLE models (
+        id TEXT PRIMARY KEY, group_name TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL,
+        parent TEXT, skill REAL, manifest TEXT NOT NULL, reason TEXT NOT NULL, activated_lsn INTEGER,
+        activated_s REAL) STRICT""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+)
+
+#: Entry i lifts version i to i + 1; a new file is version 0. Released entries are never edited.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+
+#: A full disk, missing rights or a busy file say nothing against the file's contents.
+_NOT_DAMAGE: Final = frozenset({
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH,
+})  # fmt: skip
+#: An unreadable sector is an I/O error by name and damage in effect.
+_UNREADABLE: Final = frozenset({
+    sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
+})  # fmt: skip
+
+
+class DamagedError(Exception):
+    """The file is no sound database of ours. It is set aside, never mended in place."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file's contents are to blame, not the disk's room, rights or load."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code in _UNREADABLE or code & 0xFF not in _NOT_DAMAGE
+
+
+def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode that trusts nothing in the file. Raises sqlite3.Error."""
+    mode = "ro" if readonly else "rw"
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    # A damaged name must not make a whole query fail.
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    for pragma in (
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "cache_size = -8192",
+        "busy_timeout = 5000",
+        "synchronous = FULL",
+        "secure_delete = OFF",  # some builds overwrite what is deleted, which doubles the writing
+        "wal_autocheckpoint = 1000",
+        "journal_size_limit = 16777216",  # a WAL that a slow reader let grow shrinks again
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def create(path: Path) -> None:
+    """Make an empty database at `path`, whole or not at all. Raises sqlite3.Error, OSError."""
+    young = path.with_name(path.name + ".new")
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        young.with_name(young.name + suffix).unlink(missing_ok=True)
+    young.touch(mode=0o600)
+    connection = connect(young)
+    try:
+        migrate(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
+    young.rename(path)
+
+
+def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
+    """Open for writing what passes every check, lifted to the newest version.
+
+    `thorough` reads more than the pages' structure; it is meant for a file that has failed in use.
+    Raises DamagedError, StateError (written by a newer gruard), sqlite3.Error (the disk, not the file).
+    """
+    check_header(path)
+    try:
+        connection = connect(path)
+    except sqlite3.Error as error:
+        raise _judged(error) from error
+    try:
+        check_identity(connection)
+        check = "integrity_check" if thorough else "quick_check"
+        (verdict,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
+        if verdict != "ok":
+            raise DamagedError(verdict)  # noqa: TRY301 - one place closes the connection
+        migrate(connection)
+        if _columns(connection) != _expected_columns():
+            raise DamagedError("its tables are not gruard's")  # noqa: TRY301 - likewise
+    except sqlite3.Error as error:
+        connection.close()
+        raise _judged(error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_header(path: Path) -> None:
+    """Refuse what SQLite would quietly take for an empty or a non-WAL database, and lose the WAL over."""
+    companions = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if not path.is_file() or any(file.exists() and not file.is_file() for file in companions):
+        raise DamagedError("it is no file")
+    with path.open("rb") as file:
+        head = file.read(20)
+    # File format 1.3: magic string, then at 18 and 19 the write and read version; 2 is WAL.
+    if head[:16] != b"SQLite format 3\0" or head[18:20] != b"\2\2":
+        raise DamagedError("its header is not that of a WAL database")
+
+
+def check_identity(connection: sqlite3.Connection) -> int:
+    """The schema version. Raises DamagedError if the file is not ours, StateError if it is newer than this gruard."""
+    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+        raise DamagedError("it belongs to another program")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    # Kept twice, so that one flipped bit cannot pass for a newer version and stop every start.
+    recorded = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    if recorded != (str(version),):
+        raise DamagedError("its two version numbers disagree")
+    if version > len(MIGRATIONS):
+        raise StateError(
+            f"The database has schema version {version} and this gruard knows up to {len(MIGRATIONS)}: "
+            "install the newer gruard again, or give it another state directory."
+        )
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Lift the schema to the newest version in one transaction. Raises sqlite3.Error, nothing changed."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(len(MIGRATIONS)),)
+        )
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _judged(error: sqlite3.Error) -> Exception:
+    return DamagedError(str(error)) if is_damage(error) else error
+
+
+def _columns(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
+    return set(
+        connection.execute(
+            "SELECT m.type, m.name, c.name, c.type, c.pk FROM sqlite_schema AS m"
+            " LEFT JOIN pragma_table_info(m.name) AS c"
+        )
+    )
+
+
+def _expected_columns() -> set[tuple[object, ...]]:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        migrate(connection)
+        return _columns(connection)
+    finally:
+        connection.close()

@@ -1,0 +1,402 @@
+"""Readings through engine, database and training: what `gruard run` and `gruard replay` share.
+
+    feed(readings) -> waves;   advance(): score one wave -> journal rows, alerts, outbox in one transaction
+    commit()                   makes them durable together; only then may the readings be acknowledged
+
+A group's first model takes charge at a fixed reading where that can be had: when readings arrive faster
+than real time (a backlog, a recording) the pipeline holds until the round is done, so that a replay of
+the same readings gives the same alerts. At real-time rates it never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from gruard.daemon.core.batcher import MOST_READINGS, waves
+from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, Group
+from gruard.daemon.core.events import Alert, EnrolDue, Event, Scored
+from gruard.daemon.core.payloads import ModelNote, alert_payload
+from gruard.daemon.core.schedule import Schedule
+from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, StoredReading
+from gruard.daemon.edges.trainer import Trainer, TrainOutcome, TrainRequest
+from gruard.daemon.records import Reading
+from gruard.models import weights
+from gruard.models.enrolment import History
+from gruard.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from gruard.daemon.edges.database import Database
+    from gruard.daemon.edges.rows import History as StoredHistory
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: Where weights lie below the state directory.
+MODELS = "models"
+#: Flag of a stored reading: the device was in alarm, so the row must not teach.
+IN_ALARM = 1
+#: Devices enrolled in one go: bounds the memory that a change of weights takes.
+ENROL_CHUNK = 64
+#: Event time that passes this much faster than the clock is a backlog or a recording.
+FASTER_THAN_REAL = 2.0
+#: Longest hold for a first model.
+LONGEST_HOLD_S = 120.0
+#: History rows removed in one step of housekeeping.
+PRUNE_STEP = 2000
+#: The LSN up to which checkpoints cover every device.
+CHECKPOINT_KEY = "checkpoint_lsn"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What a training round is asked to do: the [model] and [train] tables of the configuration."""
+
+    cell: str = "gru"
+    hidden: int = 32
+    layers: int = 1
+    dropout: float = 0.0
+    warmup_readings: int = 400
+    every_s: float | None = 21_600.0  # None: never
+    max_seconds: float = 900.0
+    max_rows: int = 5000
+    max_devices: int = 256
+    seed: int = 0
+    nice: int = 19
+
+
+class Pipeline:
+    """Owns the order of things. Single-threaded: every call is made by the worker."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        database: Database,
+        directory: Path,
+        training: TrainingSettings,
+        *,
+        base: str,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+        always_hold: bool = False,
+    ) -> None:
+        self.engine, self.database = engine, database
+        self.trainer = Trainer(directory)
+        self.models: dict[str, ModelNote] = {}  # group -> the live model
+        self.uncommitted = 0
+        self._directory, self._settings, self._base = directory, training, base
+        self._always_hold = always_hold
+        self._wall, self._monotonic = wall, monotonic
+        self._schedule = Schedule(training.every_s, training.warmup_readings)
+        self._waves: deque[list[Reading]] = deque()
+        self._begun: dict[str, tuple[float, float]] = {}  # group -> event time, arrival: first reading
+        self._hold_until: float | None = None
+
+    # -- the way of a reading ------------------------------------------------------------------
+
+    def feed(self, readings: Iterable[Reading]) -> None:
+        """Queue readings behind those already here."""
+        self._waves.extend(waves(readings))
+
+    @property
+    def backlog(self) -> int:
+        """Readings queued and not scored yet."""
+        return sum(len(wave) for wave in self._waves)
+
+    @property
+    def holding(self) -> bool:
+        """Whether the next wave waits for a group's first model."""
+        return self._hold_until is not None
+
+    def advance(self) -> list[Event]:
+        """Score the next wave, unless the pipeline holds; journal what came of it, not yet durable."""
+        if self._hold_until is not None:
+            if self.trainer.group is not None and self._monotonic() < self._hold_until:
+                return []
+            self._hold_until = None
+        if not self._waves:
+            return []
+        events = self.engine.receive(self._waves.popleft())
+        self._journal(events)
+        self._enrol(event for event in events if isinstance(event, EnrolDue))
+        self._train_if_due(events)
+        return events
+
+    def commit(self) -> None:
+        """Make everything journalled so far durable."""
+        self.database.commit()
+        self.uncommitted = 0
+
+    def checkpoint(self) -> None:
+        """Save the state of every device that moved, and commit."""
+        lsn = self.database.next_lsn - 1
+        self.database.save_checkpoints(
+            Checkpoint(
+                row.device,
+                row.source,
+                row.fields,
+                lsn,
+                row.layout,
+                None if row.model == BASELINE else row.model,
+                row.state,
+            )
+            for row in self.engine.checkpoint()
+        )
+        self.database.set_meta(CHECKPOINT_KEY, str(lsn))
+        self.commit()
+
+    def prune(self, max_rows_per_device: int) -> None:
+        """Drop a few of the oldest history rows beyond the limit, never what recovery needs."""
+        keep_from = int(self.database.meta(CHECKPOINT_KEY) or 0) + 1
+        if self.database.prune(max_rows_per_device, keep_from, PRUNE_STEP):
+            self.commit()
+
+    def close(self) -> None:
+        """Save all state and let go of the trainer; the database stays the caller's."""
+        self.trainer.stop()
+        self.checkpoint()
+
+    def _journal(self, events: Sequence[Event]) -> None:
+        lsn = self.database.next_lsn
+        rows: list[StoredReading] = []
+        for event in events:
+            if isinstance(event, Scored):
+                r = event.reading
+                rows.append(
+                    StoredReading(
+                        lsn + len(rows),
+                        r.device,
+                        r.source,
+                        event.fields,
+                        r.time_s,
+                        r.received_s,
+                        event.values,
+                        event.score,
+                        IN_ALARM if event.alarm else 0,
+                    )
+                )
+            elif isinstance(event, Alert):
+                self._put_alert(event)
+        self.database.append(rows)
+        self.uncommitted += len(rows)
+
+    def _put_alert(self, alert: Alert) -> None:
+        note = self.note_of(alert.model, alert.group)
+        payload = alert_payload(alert, note, self.engine.options.instance)
+        topic = f"{self._base}/alerts/{alert.device}"
+        self.database.put_outbox(topic, payload, qos=1, retain=False, key=alert.id)
+        resolved_s = alert.time_s if alert.state == "resolved" else None
+        self.database.save_alert(
+            AlertRow(
+                alert.id,
+                alert.device,
+                alert.source,
+                alert.state,
+                alert.severity,
+                alert.opened_s,
+                alert.time_s,
+                resolved_s,
+                alert.score,
+                alert.threshold,
+                payload.decode(),
+            )
+        )
+
+    def note_of(self, model: str, group: str) -> ModelNote:
+        """What to say about the model that judged a reading of the group."""
+        live = self.models.get(group)
+        return live if live is not None and live.id == model else ModelNote(model)
+
+    # -- enrolment and models ------------------------------------------------------------------
+
+    def _enrol(self, due: Iterable[EnrolDue], before_lsn: int | None = None) -> None:
+        wanted: dict[tuple[str, ...], list[EnrolDue]] = {}
+        for event in due:
+            wanted.setdefault(event.fields, []).append(event)
+        for fields, events in wanted.items():
+            for chunk in chunks(events, ENROL_CHUNK):
+                self.engine.enrol(
+                    {
+                        e.device: history_of(self.database.history(e.device, fields, e.limit, before_lsn))
+                        for e in chunk
+                    }
+                )
+
+    def poll_training(self) -> TrainOutcome | None:
+        """Take the outcome of a round that has ended; promote its candidate."""
+        outcome = self.trainer.poll(self._monotonic())
+        if outcome is None:
+            return None
+        if outcome.result == "promoted":
+            outcome = self._promote(outcome)
+        live = outcome.group in self.models
+        now = self._monotonic()
+        self._schedule.ended(outcome.group, promoted=outcome.result == "promoted", has_model=live, now=now)
+        log.log(
+            logging.INFO if outcome.result in {"promoted", "rejected"} else logging.WARNING,
+            "training of %s: %s after %.1f s: %s",
+            outcome.group,
+            outcome.result,
+            outcome.seconds,
+            outcome.reason,
+        )
+        return outcome
+
+    def _promote(self, outcome: TrainOutcome) -> TrainOutcome:
+        if outcome.model is None or outcome.group not in self.engine.groups:
+            return msgspec.structs.replace(outcome, result="failed", reason="the round named no model")
+        try:
+            package = weights.read(self._directory / MODELS, outcome.model)
+            due = self.engine.adopt(outcome.group, package)
+        except ModelError as error:
+            return msgspec.structs.replace(outcome, result="failed", reason=str(error))
+        self._enrol(due)
+        manifest = package.manifest
+        encoded = msgspec.json.encode(manifest).decode()
+        self.database.add_model(
+            ModelRow(
+                manifest.id,
+                manifest.group,
+                "candidate",
+                manifest.created_s,
+                manifest.parent,
+                manifest.skill,
+                encoded,
+                outcome.reason,
+            )
+        )
+        self.database.activate_model(manifest.id, self.database.next_lsn, self._wall())
+        self.models[outcome.group] = ModelNote(manifest.id, manifest.created_s, manifest.skill)
+        # One transaction with the switch: recovery never has to replay across a change of weights.
+        self.checkpoint()
+        return outcome
+
+    def _train_if_due(self, events: Sequence[Event]) -> None:
+        newest: dict[str, Scored] = {}  # group -> its scored reading of the device that has shown most
+        for event in events:
+            if isinstance(event, Scored):
+                self._begun.setdefault(event.group, (event.reading.time_s, event.reading.received_s))
+                best = newest.get(event.group)
+                if best is None or self._shown(event) > self._shown(best):
+                    newest[event.group] = event
+        for name, scored in newest.items():
+            if self.trainer.group is not None:
+                return
+            has_model, now = name in self.models, self._monotonic()
+            shown = self._shown(scored)
+            if self._schedule.is_due(name, has_model=has_model, most_readings=shown, now=now):
+                self._start_round(self.engine.groups[name], scored.reading)
+
+    def _shown(self, event: Scored) -> int:
+        return self.engine.devices[event.reading.device].count
+
+    def _start_round(self, group: Group, newest: Reading) -> None:
+        # What is not committed the child cannot see.
+        self.commit()
+        s, live = self._settings, self.models.get(group.name)
+        request = TrainRequest(
+            directory=str(self._directory),
+            group=group.name,
+            source=group.source,
+            fields=group.fields,
+            devices=self._teachers(group),
+            max_rows=s.max_rows,
+            # Readings of one moment arrive in any order: only moments that are complete teach.
+            before_s=newest.time_s,
+            parent=None if live is None else live.id,
+            cell=s.cell,
+            hidden=s.hidden,
+            layers=s.layers,
+            dropout=s.dropout,
+            seed=s.seed,
+            alarms_per_second=self.engine.options.alarms_per_second,
+            max_seconds=s.max_seconds,
+            nice=s.nice,
+            now_s=self._wall(),
+        )
+        self.trainer.start(request, self._monotonic())
+        log.info("training of %s begins on %d devices", group.name, len(request.devices))
+        if live is None and (self._always_hold or self._is_faster_than_real(group.name, newest)):
+            self._hold_until = self._monotonic() + min(LONGEST_HOLD_S, s.max_seconds + 5.0)
+
+    def _teachers(self, group: Group) -> tuple[str, ...]:
+        """The devices of a round: all, or an even pick by name where there are too many."""
+        names = sorted(group.devices)
+        stride = -(-len(names) // self._settings.max_devices)
+        return tuple(names[::stride])
+
+    def _is_faster_than_real(self, group: str, newest: Reading) -> bool:
+        event_s, arrival_s = self._begun[group]
+        return newest.time_s - event_s > FASTER_THAN_REAL * max(newest.received_s - arrival_s, 0.1)
+
+    # -- recovery ------------------------------------------------------------------------------
+
+    def recover(self) -> int:
+        """Bring the engine to where the journal ends: live models, checkpoints, then the rows behind them.
+
+        Nothing is published: alerts were decided, and put in the outbox, when the rows were scored.
+        Returns the readings replayed.
+        """
+        for row in self.database.live_models():
+            self._restore_model(row)
+        saved = list(self.database.checkpoints())
+        lsns = {row.device: row.lsn for row in saved}
+        due = self.engine.restore(
+            DeviceRow(r.device, r.source, r.fields, r.layout, r.model or BASELINE, r.state) for r in saved
+        )
+        for asked in due:
+            self._enrol([asked], lsns[asked.device] + 1)
+        growing = {s.name: "{field}" in s.topic for s in self.engine.options.sources}
+        replayed = 0
+        journal = self.database.readings_after(int(self.database.meta(CHECKPOINT_KEY) or 0))
+        for batch in chunks(journal, MOST_READINGS):
+            lsn_of = {}  # id of a reading -> where it stands in the journal
+            for stored in batch:
+                if stored.source in growing and stored.lsn > lsns.get(stored.device, 0):
+                    reading = reading_of(stored, growing=growing[stored.source])
+                    lsn_of[id(reading)] = stored.lsn, reading
+            for wave in waves(reading for _, reading in lsn_of.values()):
+                here = {reading.device: lsn_of[id(reading)][0] for reading in wave}
+                for event in self.engine.receive(wave):
+                    if isinstance(event, EnrolDue):
+                        self._enrol([event], here[event.device] + 1)
+                replayed += len(wave)
+        return replayed
+
+    def _restore_model(self, row: ModelRow) -> None:
+        try:
+            package = weights.read(self._directory / MODELS, row.id)
+            group = self.engine.open_group(package.manifest.source, package.manifest.fields)
+            self.engine.adopt(group.name, package)
+        except ModelError as error:
+            log.warning("model %s cannot be used, the baseline takes over: %s", row.id, error)
+            return
+        self.models[row.group] = ModelNote(row.id, row.created_s, row.skill)
+
+
+def history_of(stored: StoredHistory) -> History:
+    """A device's stored rows as enrolment wants them."""
+    return History(stored.time_s, stored.values, (stored.flags & IN_ALARM) == 0)
+
+
+def reading_of(stored: StoredReading, *, growing: bool) -> Reading:
+    """A journalled reading as it came in."""
+    values = zip(stored.fields, stored.values.tolist(), strict=True)
+    seen = {name: value for name, value in values if not math.isnan(value)}
+    return Reading(stored.device, stored.source, stored.time_s, stored.received_s, seen, growing=growing)
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items in lists of at most `size`."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk

@@ -1,0 +1,134 @@
+"""One training round, as a process of its own: history in, a judged candidate out. Imports torch.
+
+Reads a TrainRequest from standard input and the history from the database; writes weights to the state
+directory; prints a TrainOutcome as its last line. Whatever happens here cannot reach the scorer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from gruard.daemon.edges.database import open_readonly
+from gruard.daemon.edges.trainer import TrainOutcome, TrainRequest
+from gruard.models import weights
+from gruard.models.enrolment import FIT_SHARE, History, align, blank, mean_error, replay
+from gruard.models.errors import ModelError
+from gruard.models.forecaster import Forecaster
+from gruard.models.training.candidate import TrainingOptions, train
+from gruard.models.training.fit import FitConfig
+
+if TYPE_CHECKING:
+    from gruard.models.training.candidate import Candidate
+    from gruard.models.weights import ModelPackage
+
+#: Where weights lie below the state directory.
+MODELS = "models"
+#: A candidate may forecast held-back rows worse than the live model by this factor: ties go to fresh data.
+MAY_LOSE = 1.02
+#: Flag of a stored reading: the device was in alarm.
+IN_ALARM = 1
+
+
+def main() -> int:
+    """Run the round on standard input; exit 0 whenever an outcome was printed."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=TrainRequest)
+    os.nice(request.nice)
+    began = time.monotonic()
+    outcome = run_round(request)
+    sys.stdout.flush()
+    ended = msgspec.structs.replace(outcome, seconds=time.monotonic() - began)
+    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(ended) + b"\n")
+    return 0
+
+
+def run_round(request: TrainRequest) -> TrainOutcome:
+    """Train a candidate, judge it against the live model, and write it when it is good enough."""
+    histories = _histories(request)
+    net = FitConfig(
+        cell=request.cell,
+        hidden=request.hidden,
+        layers=request.layers,
+        dropout=request.dropout,
+        seed=request.seed,
+        max_seconds=request.max_seconds,
+    )
+    try:
+        candidate = train(histories, TrainingOptions(net, request.alarms_per_second))
+    except ModelError as error:
+        return TrainOutcome(request.group, "rejected", str(error))
+    folder = Path(request.directory) / MODELS
+    if request.parent is not None:
+        verdict = _compare(histories, candidate, folder, request.parent)
+        if verdict:
+            return TrainOutcome(request.group, "rejected", verdict)
+    package = _seal(request, candidate, histories)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    weights.write(folder, package)
+    reason = f"skill {candidate.skill:.3f} against the baseline on {len(candidate.devices)} devices"
+    return TrainOutcome(request.group, "promoted", reason, package.manifest.id)
+
+
+def _histories(request: TrainRequest) -> dict[str, History]:
+    before_s = np.inf if request.before_s is None else request.before_s
+    histories = {}
+    with open_readonly(Path(request.directory)) as reader:
+        for device in request.devices:
+            rows = reader.history(device, request.fields, request.max_rows)
+            early = rows.time_s < before_s
+            if early.any():
+                normal = (rows.flags[early] & IN_ALARM) == 0
+                histories[device] = History(rows.time_s[early], rows.values[early], normal)
+    return histories
+
+
+def _compare(histories: dict[str, History], candidate: Candidate, folder: Path, parent: str) -> str:
+    """Why the candidate must not replace the live model; empty when it may."""
+    try:
+        package = weights.read(folder, parent)
+        live = Forecaster(weights.check_network(package), package.tensors)
+    except ModelError:
+        return ""  # a live model that cannot be read any more is no reason to keep it
+    error = _held_back_error([histories[name] for name in candidate.devices], live)
+    if candidate.held_back_error > MAY_LOSE * error:
+        return f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
+    return ""
+
+
+def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
+    rows = blank(histories, [None] * len(histories), forecaster.state_width)
+    readings = align(rows, histories)
+    _, model = replay(rows, readings, forecaster)
+    held = slice(int(len(readings.valid) * FIT_SHARE), None)
+    return mean_error((readings.z - model)[held], readings.mask[held])
+
+
+def _seal(request: TrainRequest, candidate: Candidate, histories: dict[str, History]) -> ModelPackage:
+    used = [histories[name] for name in candidate.devices]
+    return weights.seal(
+        group=request.group,
+        source=request.source,
+        fields=request.fields,
+        cell=candidate.config.cell,
+        hidden=candidate.config.hidden,
+        layers=candidate.config.layers,
+        created_s=request.now_s,
+        parent=request.parent,
+        span_start_s=min(float(h.time_s[0]) for h in used),
+        span_end_s=max(float(h.time_s[-1]) for h in used),
+        rows=candidate.rows,
+        devices=candidate.devices,
+        skill=candidate.skill,
+        report=candidate.report,
+        tensors=candidate.tensors,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

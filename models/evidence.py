@@ -1,0 +1,75 @@
+"""Lines of evidence: how far a reading is from what was expected, in sigma, at several time scales.
+
+    residual   sqrt(r' P r / F)   r = reading - forecast, P = inverse of its shrunk covariance
+    level      the same for the reading itself: distance from the learned normal
+    tail       mean log(1 + r^2 / 3) per field: for the baseline, which has too few rows for a covariance
+
+A one-step forecaster follows a fault and goes quiet; the level does not. Each line is smoothed by
+exponential means over SCALES readings: short ones see a jolt, long ones a slow departure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Readings that each exponential mean spans; alpha = 2 / (k + 1).
+SCALES = (1, 4, 16, 60)
+ALPHAS = np.array([2.0 / (k + 1) for k in SCALES], np.float32)
+#: A residual beyond this many sigma says nothing more.
+CLIP = 50.0
+#: Shrinkage towards the diagonal, and the floor as a share of the mean variance.
+SHRINK, RESIDUAL_FLOOR, LEVEL_FLOOR = 0.2, 0.3, 1.0
+
+
+def precision(rows: NDArray[Any], floor: float) -> NDArray[np.float32]:
+    """P (F, F): inverse of 0.8 C + 0.2 diag C + floor (tr C / F) I for residual rows (T, F)."""
+    fields = rows.shape[1]
+    covariance = rows.T.astype(np.float64) @ rows / max(len(rows), 1)
+    mean_variance = max(np.trace(covariance) / fields, 1e-6)
+    shrunk = (1 - SHRINK) * covariance + SHRINK * np.diag(np.diag(covariance))
+    return np.linalg.inv(shrunk + floor * mean_variance * np.eye(fields)).astype(np.float32)
+
+
+def distance(
+    r: NDArray[np.float32], mask: NDArray[np.bool_], P: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whitened distance of r (B, F) over the fields seen -> d (B,), contributions (B, F) >= 0.
+
+    Missing fields add nothing; the rest is rescaled to the full number of fields.
+    """
+    seen = np.where(mask, np.clip(r, -CLIP, CLIP), 0.0).astype(np.float32)  # (B, F)
+    parts = seen * (seen @ P)  # (B, F)
+    fields = np.maximum(mask.sum(axis=1), 1)  # (B,)
+    squared = np.maximum(parts.sum(axis=1), 0.0) / fields
+    return np.sqrt(squared), np.maximum(parts, 0.0)
+
+
+def tail(r: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Heavy-tailed distance of r (B, F), already in units of its own scale -> d (B,), parts (B, F)."""
+    seen = np.where(mask, np.clip(r, -CLIP, CLIP), 0.0)
+    parts = np.log1p(np.square(seen) / 3.0).astype(np.float32)
+    return parts.sum(axis=1) / np.maximum(mask.sum(axis=1), 1), parts
+
+
+def smooth(means: NDArray[np.float32], d: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Exponential means one reading on: means (B, E, K) and evidence d (B, E) -> (B, E, K)."""
+    return np.asarray(means + ALPHAS * (d[..., None] - means), np.float32)
+
+
+def smooth_series(d: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`smooth` along a series: d (T, N, E), valid (T, N) -> (T, N, E, K), from the first valid value."""
+    out = np.zeros((*d.shape, len(SCALES)), np.float32)
+    means = np.zeros(out.shape[1:], np.float32)
+    begun = np.zeros(d.shape[1], bool)
+    for t in range(len(d)):
+        first = valid[t] & ~begun
+        means[first] = d[t, first, :, None]
+        means = np.where(valid[t][:, None, None], smooth(means, d[t]), means)
+        begun |= valid[t]
+        out[t] = means
+    return out

@@ -1,0 +1,97 @@
+"""Closed-form linear forecasters: ridge regression on the last p readings.
+
+The vector form (VAR) lets every field be predicted from every field and is shared by a group; the
+per-field form (AR) needs only some fifty readings and belongs to one device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Readings of history that every device carries, newest first. Both forms read from it.
+LAGS = 8
+#: Readings the vector form looks back; a single field uses all of LAGS.
+VAR_LAGS = 4
+#: Ridge penalty: a constant plus a share of the mean squared regressor.
+PENALTY, PENALTY_SHARE = 10.0, 0.01
+
+
+def var_order(fields: int) -> int:
+    """Readings the vector form looks back for this many fields."""
+    return LAGS if fields == 1 else VAR_LAGS
+
+
+def lagged(z: NDArray[np.float32], order: int) -> NDArray[np.float32]:
+    """Lag rows of a series: z (..., T, F) -> (..., T, order, F), newest first, zero before the start.
+
+    Row t holds z[t-1], z[t-2], ...: what was known before reading t was seen.
+    """
+    out = np.zeros((*z.shape[:-1], order, z.shape[-1]), np.float32)
+    for k in range(1, order + 1):
+        out[..., k:, k - 1, :] = z[..., :-k, :]
+    return out
+
+
+class RidgeSums:
+    """Normal equations of a vector forecaster, added up device by device so that memory stays flat."""
+
+    def __init__(self, fields: int) -> None:
+        self.order = var_order(fields)
+        width = self.order * fields + 1
+        self.gram = np.zeros((width, width))
+        self.cross = np.zeros((width, fields))
+        self.weight = np.zeros(fields)
+
+    def add(self, z: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+        """Add one device's rows: z (T, F) forward-filled, mask (T, F) true where the field was seen."""
+        design = self._design(z)[self.order :]  # (T', P)
+        target = np.where(mask, z, 0.0)[self.order :].astype(np.float64)
+        self.gram += design.T @ design
+        # Rows where a field is missing add nothing to that field's cross product, but the Gram matrix
+        # is shared by all fields: rescale by the share of rows seen (exact when none is missing).
+        seen = mask[self.order :].sum(axis=0)  # (F,)
+        self.cross += (design.T @ target) * (len(design) / np.maximum(seen, 1))
+        self.weight += seen
+
+    def solve(self) -> NDArray[np.float32]:
+        """Weights (P, F) with P = order * F + 1, the constant last. Zero for a field never seen."""
+        penalty = PENALTY + PENALTY_SHARE * np.trace(self.gram) / len(self.gram)
+        weights = np.linalg.solve(self.gram + penalty * np.eye(len(self.gram)), self.cross)
+        return np.where(self.weight > 0, weights, 0.0).astype(np.float32)
+
+    def _design(self, z: NDArray[np.float32]) -> NDArray[np.float64]:
+        rows = lagged(z, self.order).reshape(len(z), -1).astype(np.float64)
+        return np.concatenate([rows, np.ones((len(z), 1))], axis=1)
+
+
+def forecast_var(lags: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Forecast of the next reading: lags (B, LAGS, F), weights (P, F) -> (B, F)."""
+    batch, _, fields = lags.shape
+    order = (len(weights) - 1) // fields
+    flat = lags[:, :order].reshape(batch, order * fields)  # (B, order*F)
+    return np.asarray(flat @ weights[:-1] + weights[-1], dtype=np.float32)
+
+
+def fit_ar(z: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """One AR(LAGS) a field for N devices: z, mask (N, T, F) -> weights (N, F, LAGS + 1), constant last."""
+    lags = np.moveaxis(lagged(z, LAGS), -1, 1)  # (N, F, T, LAGS)
+    design = np.concatenate([lags, np.ones((*lags.shape[:-1], 1), np.float32)], axis=-1)
+    seen = np.moveaxis(mask, -1, 1).astype(np.float32)  # (N, F, T)
+    seen[..., :LAGS] = 0.0
+    weighted = (design * seen[..., None]).astype(np.float64)
+    gram = np.swapaxes(weighted, -1, -2) @ design  # (N, F, P, P)
+    cross = np.swapaxes(weighted, -1, -2) @ np.moveaxis(z, -1, 1)[..., None]  # (N, F, P, 1)
+    trace = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / gram.shape[-1]
+    # Per device the rows are few: one row's worth of penalty, not ten, lets a slow field be followed.
+    penalty = (1.0 + PENALTY_SHARE * trace) * np.eye(gram.shape[-1])
+    return np.linalg.solve(gram + penalty, cross)[..., 0].astype(np.float32)
+
+
+def forecast_ar(lags: NDArray[np.float32], weights: NDArray[Any]) -> NDArray[np.float32]:
+    """Forecast per field: lags (B, LAGS, F), weights (B, F, LAGS + 1) -> (B, F)."""
+    return np.asarray(np.einsum("bkf,bfk->bf", lags, weights[..., :-1]) + weights[..., -1], np.float32)

@@ -1,0 +1,387 @@
+"""Teach a `RecurrentForecaster` on the histories of a group: one bounded, seeded, single-threaded run.
+
+Truncated back-propagation through time (Williams & Peng 1990): S streams walk side by side through the
+training rows, a window per step, and each carries its memory from window to window as it will when live.
+What is predicted are residuals of a linear forecaster, mostly noise: hence the Huber loss, the disturbed
+inputs, the clipped gradients and the early stop on rows that are never trained on.
+
+Shapes: N series, T rows, I inputs, O outputs; S streams and R rows of a window in one step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from gruard.models.cells import NetworkConfig
+from gruard.models.errors import ModelError
+from gruard.models.training.network import RecurrentForecaster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float32]
+
+StopReason: TypeAlias = Literal["steps", "patience", "time", "not_finite"]
+
+#: Series that early stopping looks at, spread evenly over those that have held-back rows: enough to choose
+#: among checkpoints, and a check then costs the same for 64 devices and for 10,000.
+CHECK_SERIES = 64
+#: Rows that a check runs at a time, to bound its memory.
+CHECK_ROWS = 256
+#: A stream moves on to another place after at most this share of the steps, so that a run sees several.
+LONGEST_WALK = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """How to train. Raises ValueError when a number is out of range."""
+
+    cell: str = "gru"
+    hidden: int = 32
+    layers: int = 1
+    dropout: float = 0.0  # between layers and before the readout
+    learning_rate: float = 8e-3  # top of the one-cycle schedule
+    weight_decay: float = 1e-3
+    window: int = 64  # rows back-propagated through at a time
+    steps: int = 150
+    streams: int = 16  # walked side by side
+    burn_in: int = 8  # first rows after a zero state, not scored
+    clip_norm: float = 1.0  # largest norm of a gradient
+    input_noise: float = 0.3  # sigma, on the value inputs
+    input_drop: float = 0.1  # share of the value inputs set to 0
+    value_inputs: int | None = None  # first columns, those disturbed; None: all
+    huber_delta: float = 1.0
+    patience: int = 5  # checks without a new best before the run ends
+    check_every: int = 15  # steps
+    seed: int = 0
+    max_seconds: float = 600.0  # by the clock given to fit
+
+    def __post_init__(self) -> None:
+        least = {
+            "window": 1,
+            "steps": 2,
+            "streams": 1,
+            "burn_in": 0,
+            "patience": 1,
+            "check_every": 1,
+            "seed": 0,
+        }
+        least |= {"value_inputs": 0} if self.value_inputs is not None else {}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm", "huber_delta", "max_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("weight_decay", "input_noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, and it is {getattr(self, name)}")
+        for name in ("dropout", "input_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, told after every check."""
+
+    step: int
+    steps: int
+    loss: float  # of the last step, on disturbed inputs
+    held_back_loss: float
+    zero_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What came of a run. Losses are mean Huber losses per target; `weights` are those of the best check."""
+
+    weights: dict[str, Floats]
+    losses: tuple[float, ...]  # one per step
+    held_back_loss: float  # of these weights, on held-back rows of at most CHECK_SERIES series
+    zero_loss: float  # of correcting nothing, on the same rows
+    best_step: int  # 0: no check was better than the untrained network
+    steps_done: int
+    stopped_because: StopReason
+    clipped: int  # steps whose gradient was longer than clip_norm
+
+
+def fit(
+    inputs: Floats,
+    targets: Floats,
+    target_mask: NDArray[np.bool_],
+    held_back_from: int,
+    config: FitConfig,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    clock: Callable[[], float] | None = None,
+) -> FitResult:
+    """Train on the rows before `held_back_from`, judge on the rest, return the best weights seen.
+
+    inputs (N, T, I); targets (N, T, O), where targets[n, t] is what the readout shall give at row t;
+    target_mask (N, T, O) False where there is no target: padding, missing fields, rows in alarm. `clock`
+    gives monotonic seconds; without one `max_seconds` is not enforced. The same arguments give the same
+    weights. Sets torch to one thread; its random state is left as found.
+
+    Raises:
+        ModelError: shapes do not fit, a number is not finite, or nothing is left to train or to judge on.
+    """
+    _check(inputs, targets, target_mask, held_back_from)
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = NetworkConfig(config.cell, inputs.shape[2], config.hidden, config.layers, targets.shape[2])
+        run = _Run(
+            RecurrentForecaster(network, config.dropout),
+            _Rows(inputs, np.where(target_mask, targets, np.float32(0.0)), target_mask),
+            _Streams(_pieces(target_mask, held_back_from, config), config),
+            _Judge(inputs, targets, target_mask, held_back_from, config.huber_delta),
+            config,
+        )
+        return run.train(progress, clock)
+
+
+class _Run:
+    """One training run: the network, its optimiser, and the best it has been."""
+
+    def __init__(
+        self, model: RecurrentForecaster, rows: _Rows, streams: _Streams, judge: _Judge, config: FitConfig
+    ) -> None:
+        self.model, self.rows, self.streams, self.judge, self.config = model, rows, streams, judge, config
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=config.learning_rate,
+            total_steps=config.steps,
+            pct_start=max(0.1, 2 / config.steps),  # the rise takes 10 %, and at least the two steps it needs
+        )
+        self.state = model.zero_state(config.streams)
+        self.losses: list[float] = []
+        self.clipped = 0
+        self.best_step = 0
+        self.best_loss = judge.loss(model)
+        self.best = model.export()
+
+    def train(
+        self, progress: Callable[[Progress], None] | None, clock: Callable[[], float] | None
+    ) -> FitResult:
+        reason = self._steps(progress, clock)
+        return FitResult(
+            weights=self.best,
+            losses=tuple(self.losses),
+            held_back_loss=self.best_loss,
+            zero_loss=self.judge.zero_loss,
+            best_step=self.best_step,
+            steps_done=len(self.losses),
+            stopped_because=reason,
+            clipped=self.clipped,
+        )
+
+    def _steps(
+        self, progress: Callable[[Progress], None] | None, clock: Callable[[], float] | None
+    ) -> StopReason:
+        started = clock() if clock else 0.0
+        checks_since_best = 0
+        for step in range(1, self.config.steps + 1):
+            if not self._step():
+                return "not_finite"
+            late = clock is not None and clock() - started >= self.config.max_seconds
+            if step % self.config.check_every and step != self.config.steps and not late:
+                continue
+            loss = self.judge.loss(self.model)
+            if not np.isfinite(loss):
+                return "not_finite"
+            checks_since_best = 0 if self._is_best(step, loss) else checks_since_best + 1
+            if progress:
+                progress(Progress(step, self.config.steps, self.losses[-1], loss, self.judge.zero_loss))
+            if late:
+                return "time"
+            if checks_since_best >= self.config.patience:
+                return "patience"
+        return "steps"
+
+    def _step(self) -> bool:
+        """One window of every stream. False, weights untouched, when loss or gradient is not finite."""
+        self.model.train()
+        window = self.streams.advance()
+        x, target, weight = self.rows.at(window)  # (S, R, I), (S, R, O), (S, R, O)
+        # Carried, but cut off from the past: gradients end at the window's first row.
+        memory = torch.where(window.fresh[:, None], 0.0, self.state.detach())  # (S, W)
+        y, self.state = self.model(self._disturb(x), memory)  # (S, R, O)
+        loss = (_huber(y, target, self.config.huber_delta) * weight).sum() / weight.sum().clamp(min=1.0)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            return False
+        self.clipped += int(norm > self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.losses.append(loss.item())
+        return True
+
+    def _disturb(self, x: torch.Tensor) -> torch.Tensor:
+        """Noise on the value inputs and some of them dropped; mask and gap columns stay true. (S, R, I)."""
+        count = x.shape[2] if self.config.value_inputs is None else self.config.value_inputs
+        values = x[:, :, :count] + self.config.input_noise * torch.randn_like(x[:, :, :count])
+        kept = torch.rand_like(values) >= self.config.input_drop
+        return torch.cat((values * kept, x[:, :, count:]), dim=2)
+
+    def _is_best(self, step: int, loss: float) -> bool:
+        if loss >= self.best_loss:
+            return False
+        self.best_loss, self.best_step, self.best = loss, step, self.model.export()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The next rows of every stream."""
+
+    series: torch.Tensor  # (S, 1)
+    rows: torch.Tensor  # (S, R)
+    scored: torch.Tensor  # (S, R) bool: inside the stream's piece and past its burn-in
+    fresh: torch.Tensor  # (S,) bool: the stream starts here, from a zero memory
+
+
+class _Rows:
+    """The histories as tensors, and how to take windows from them."""
+
+    def __init__(self, inputs: Floats, targets: Floats, mask: NDArray[np.bool_]) -> None:
+        self.inputs = torch.from_numpy(np.require(inputs, np.float32, ["C", "W"]))
+        self.targets = torch.from_numpy(np.require(targets, np.float32, ["C", "W"]))
+        self.mask = torch.from_numpy(np.require(mask, np.bool_, ["C", "W"]))
+
+    def at(self, window: _Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs (S, R, I), targets (S, R, O) and their weights, 0 or 1 (S, R, O)."""
+        place = window.series, window.rows
+        weight = self.mask[place] & window.scored[:, :, None]
+        return self.inputs[place], self.targets[place], weight.float()
+
+
+class _Streams:
+    """Where each of the S streams stands.
+
+    Pieces are dealt out in shuffled rounds; a stream walks through its piece a window at a time, its
+    memory with it, then takes the next piece with a zero memory.
+    """
+
+    def __init__(self, pieces: NDArray[np.int64], config: FitConfig) -> None:
+        self._pieces = pieces  # (P, 3): series, first row, end row
+        self._window, self._burn_in = config.window, config.burn_in
+        self._random = np.random.default_rng(config.seed)
+        self._deck: list[int] = []
+        self._at = np.zeros(
+            (config.streams, 4), np.int64
+        )  # series, next row, end row, rows since zero memory
+        for stream in range(config.streams):
+            self._deal(stream, spread=True)  # else all streams would see the same phase of a piece
+
+    def advance(self) -> _Window:
+        for stream in np.flatnonzero(self._at[:, 1] >= self._at[:, 2]):
+            self._deal(int(stream), spread=False)
+        series, first, end, age = self._at.T.copy()[:, :, None]  # each (S, 1)
+        ahead = np.arange(self._window)  # (R,)
+        rows = first + ahead  # (S, R)
+        window = _Window(
+            series=torch.from_numpy(series),
+            rows=torch.from_numpy(np.minimum(rows, end - 1)),
+            scored=torch.from_numpy((rows < end) & (age + ahead >= self._burn_in)),
+            fresh=torch.from_numpy(age[:, 0] == 0),
+        )
+        self._at[:, [1, 3]] += self._window
+        return window
+
+    def _deal(self, stream: int, *, spread: bool) -> None:
+        """Put a stream on the next piece: anywhere in it, or near its start (so that windows never align)."""
+        if not self._deck:
+            self._deck = self._random.permutation(len(self._pieces)).tolist()
+        series, first, end = self._pieces[self._deck.pop()]
+        room = max(end - first - self._window + 1, 1)
+        offset = self._random.integers(room if spread else min(room, self._window))
+        self._at[stream] = series, first + offset, end, 0
+
+
+class _Judge:
+    """The held-back rows: how well a network predicts them, its memory carried from row 0."""
+
+    def __init__(
+        self, inputs: Floats, targets: Floats, mask: NDArray[np.bool_], held_back_from: int, delta: float
+    ) -> None:
+        able = np.flatnonzero(mask[:, held_back_from:].any(axis=(1, 2)))
+        chosen = able[np.linspace(0, len(able) - 1, min(len(able), CHECK_SERIES)).astype(np.int64)]
+        last = int(np.flatnonzero(mask[chosen].any(axis=(0, 2)))[-1]) + 1
+        judged = mask[chosen, :last].copy()
+        judged[:, :held_back_from] = False
+        self._rows = _Rows(
+            inputs[chosen, :last], np.where(judged, targets[chosen, :last], np.float32(0)), judged
+        )
+        self._delta = delta
+        self._count = int(judged.sum())
+        self.zero_loss = self._total(torch.zeros_like(self._rows.targets), slice(None)) / self._count
+
+    def loss(self, model: RecurrentForecaster) -> float:
+        """Mean Huber loss per held-back target, without dropout or noise."""
+        model.eval()
+        series, length = self._rows.mask.shape[:2]
+        total = 0.0
+        with torch.no_grad():
+            state = model.zero_state(series)
+            for start in range(0, length, CHECK_ROWS):
+                part = slice(start, start + CHECK_ROWS)
+                y, state = model(self._rows.inputs[:, part], state)  # (N, R, O)
+                total += self._total(y, part)
+        return total / self._count
+
+    def _total(self, y: torch.Tensor, part: slice) -> float:
+        losses = _huber(y, self._rows.targets[:, part], self._delta)
+        return float(losses[self._rows.mask[:, part]].double().sum())
+
+
+def _huber(y: torch.Tensor, target: torch.Tensor, delta: float) -> torch.Tensor:
+    """Element by element (Huber 1964)."""
+    return nn.functional.huber_loss(y, target, reduction="none", delta=delta)
+
+
+def _pieces(mask: NDArray[np.bool_], end: int, config: FitConfig) -> NDArray[np.int64]:
+    """Stretches (series, first row, end row) that streams walk: all rows in use before `end`, (P, 3).
+
+    mask (N, T, O) says where targets are. Padding before a series' first and after its last is left out;
+    long series are cut, so that one run visits several places.
+    """
+    longest = max(config.window, int(LONGEST_WALK * config.steps) * config.window)
+    pieces = []
+    for series, targets in enumerate(mask[:, :end]):
+        used = targets.any(axis=1)  # (T,)
+        rows = np.flatnonzero(used)
+        if not len(rows):
+            continue
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        cuts = np.linspace(first, last, -(-(last - first) // longest) + 1).astype(np.int64)
+        pieces += [(series, a, b) for a, b in itertools.pairwise(cuts) if used[a + config.burn_in : b].any()]
+    if not pieces:
+        raise ModelError(f"no series has a target more than {config.burn_in} rows after its first")
+    return np.array(pieces, np.int64)
+
+
+def _check(inputs: Floats, targets: Floats, mask: NDArray[np.bool_], held_back_from: int) -> None:
+    if inputs.ndim != 3 or targets.ndim != 3 or inputs.shape[:2] != targets.shape[:2]:
+        raise ModelError(f"inputs {inputs.shape} and targets {targets.shape} are not (N, T, I) and (N, T, O)")
+    if mask.shape != targets.shape or mask.dtype != np.bool_:
+        raise ModelError(f"target_mask is {mask.dtype} {mask.shape}, not bool {targets.shape}")
+    if not np.isfinite(inputs).all() or not np.isfinite(targets[mask]).all():
+        raise ModelError("an input or a target that counts is not finite")
+    if not 0 < held_back_from < inputs.shape[1]:
+        raise ModelError(f"held_back_from {held_back_from} leaves no rows to train or none to judge on")
+    if not mask[:, held_back_from:].any():
+        raise ModelError("no held-back row has a target")

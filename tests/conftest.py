@@ -1,0 +1,26 @@
+"""Fixtures that several test modules need."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from support_mqtt import Mosquitto
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker of the test's own, open to anonymous clients, ended with the test."""
+    with Mosquitto(tmp_path) as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """The first level of this test's topics."""
+    return f"test-{uuid.uuid4().hex[:8]}"

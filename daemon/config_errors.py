@@ -1,7 +1,7 @@
 """How a mistake in the configuration is told: where it is, what would be right, what was meant. Pure.
 
-The schema comes as plain JSON Schema. No message made here repeats a string that stands in a value: it may be a
-secret at the wrong place.
+The schema comes as plain JSON Schema. No message made here repeats a string that stands in a value: it may
+be a secret at the wrong place.
 """
 
 from __future__ import annotations

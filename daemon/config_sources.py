@@ -132,7 +132,7 @@ def file_layer(path: Path) -> Layer | Problem:
     except OSError as error:
         return Problem(whole, (), f"cannot be read: {error.strerror or error}")
     try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         return Problem(Place(f"{path}:{line}", line), (), "is not UTF-8 text")

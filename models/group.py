@@ -150,7 +150,7 @@ class GroupScorer:
         rows["parts"] += PARTS_ALPHA * (parts - rows["parts"])
         note_errors(rows, step, z, mask)
         self._arena.scatter(slots, rows)
-        _judge(rows, step, values, mask, begun, result)
+        _judge(rows, step, z, values, mask, begun, result)
         return Scores(**{**_fields(result), "resets": step.resets})
 
     def due(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -208,6 +208,7 @@ def _nothing(batch: int, fields: int) -> Scores:
 def _judge(
     rows: dict[str, NDArray[Any]],
     step: Step,
+    z: NDArray[np.float32],
     values: NDArray[np.float64],
     mask: NDArray[np.bool_],
     begun: NDArray[np.int64],
@@ -225,12 +226,17 @@ def _judge(
     strongest[~ready, len(BASELINE_LINES) :] = -1.0
     line = strongest.argmax(axis=1)  # (B',)
 
-    # A forecaster follows a lasting fault, so what it expects then is no news; the learned normal is.
+    parts = rows["parts"][np.arange(len(line)), line] + 1e-9  # (B', F)
+    share = parts / parts.sum(axis=1, keepdims=True)
+
+    # Forecasts follow a fault within a few readings and then call it expected. While the score is high,
+    # what was expected is the forecast or the learned normal (0), whichever the reading is further from.
     expected = np.where(ready[:, None], step.model, step.mix)  # (B', F) sigma
     expected = np.where((line == TAIL)[:, None], step.ar, expected)
-    expected = np.where((line == LEVEL)[:, None], 0.0, expected)
+    surprise = (share * np.abs(z - expected)).sum(axis=1)
+    follows = (total > level * calibration.FALL) & (surprise < (share * np.abs(z)).sum(axis=1))
+    expected = np.where((follows | (line == LEVEL))[:, None], 0.0, expected)
     units = scaling.to_units(expected, rows["location"], rows["scale"])
-    parts = rows["parts"][np.arange(len(line)), line] + 1e-9  # (B', F)
 
     result.score[begun] = calibration.to_score(total)
     result.threshold[begun] = calibration.to_score(level)
@@ -238,4 +244,4 @@ def _judge(
     result.phase[begun] = rows["phase"]
     result.expected[begun] = units
     result.deviation[begun] = np.where(mask, (values - units) / rows["scale"], np.nan)
-    result.share[begun] = parts / parts.sum(axis=1, keepdims=True)
+    result.share[begun] = share

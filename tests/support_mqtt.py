@@ -122,14 +122,15 @@ def publish(port: int, topic: str, *payloads: str | bytes, qos: int = 1, options
 
 
 class Subscriber:
-    """mosquitto_sub in the background; each message becomes one line of `form` (see its manual, -F)."""
+    """mosquitto_sub in the background; each message becomes one line of `form` (`-F` in its manual)."""
 
     def __init__(
         self, port: int, topic: str, form: str = "%t %p", qos: int = 1, options: Iterable[str] = ()
     ) -> None:
-        command = ["mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-q", str(qos)]
+        # Line by line, else the note that the subscription is granted stays in a buffer until a message comes.
+        command = ["stdbuf", "-oL", "mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-q", str(qos)]
         self._process = subprocess.Popen(
-            [*command, "-d", "-F", f"@{form}", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, "-d", "-F", f"={form}", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         self._lines: list[str] = []
         self._ready = threading.Event()
@@ -140,9 +141,9 @@ class Subscriber:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").rstrip("\n")
-            if line.startswith("@"):
+            if line.startswith("="):
                 self._lines.append(line[1:])
-            elif "SUBACK" in line or "Subscribed" in line:
+            elif "received SUBACK" in line:
                 self._ready.set()
 
     @property
@@ -155,7 +156,9 @@ class Subscriber:
         return self.lines
 
     def __enter__(self) -> Self:
-        assert self._ready.wait(10), "mosquitto_sub did not subscribe"
+        if not self._ready.wait(10):
+            self.__exit__()
+            pytest.fail("mosquitto_sub did not subscribe")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -228,6 +229,15 @@ def test_json_unusable_name_with_unusable_content_is_one_issue() -> None:
     assert sample == Sample({"a": 1}, None, {NAMELESS: "object"})
 
 
+def test_json_object_under_an_overlong_name_is_not_walked() -> None:
+    """What stands under a name too long to use costs nothing, however deep or wide it is."""
+    deep = b'{"a":' * 50 + b"1" + b"}" * 50
+    wide = b"{" + b",".join(b'"%d":1' % index for index in range(MAX_KEYS)) + b"}"
+    for below in (deep, wide):
+        sample = one(b'{"a":1,"' + b"k" * MAX_NAME_CHARS + b'":' + below + b"}")
+        assert sample == Sample({"a": 1}, None, {NAMELESS: "object"})
+
+
 @pytest.mark.parametrize(
     "key", ["temperature", "Öl °C", "温度", "a b", "é", "\U0001f321", "k" * MAX_NAME_CHARS]
 )
@@ -358,6 +368,7 @@ def test_time_in_every_known_form_is_read(published: object, time_s: float) -> N
         "9e99",
         "9" * 30,
         "9" * 41,
+        "0" * 31 + "1700000000",
         "\u0661\u0667",
         "2023-11-14",
         "2023-13-14T22:13:20Z",
@@ -381,6 +392,15 @@ def test_time_that_cannot_be_read_is_bad(published: object) -> None:
     with pytest.raises(DecodeError) as refusal:
         parse_time(published)
     assert refusal.value.reason == "bad_time"
+
+
+def test_time_without_a_zone_is_utc_wherever_we_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local time zone of the machine changes nothing."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        assert parse_time("2023-11-14T22:13:20") == 1_700_000_000.0
+    time.tzset()
 
 
 def test_time_units_meet_without_a_gap() -> None:
@@ -421,10 +441,10 @@ def test_json_time_with_pattern_characters_is_taken_by_name() -> None:
     assert one(b'{"t[0]*":1700000000,"t0":1}', time="t[0]*") == Sample({"t0": 1}, 1.7e9, {})
 
 
-@pytest.mark.parametrize("time", ["ts", "m.ts", "x.9.ts", "x.one", "a.b"])
-def test_json_time_that_is_not_there_is_missing(time: str) -> None:
+@pytest.mark.parametrize("path", ["ts", "m.ts", "x.9.ts", "x.one", "a.b"])
+def test_json_time_that_is_not_there_is_missing(path: str) -> None:
     """A path that leads nowhere, or to null, is missing_time."""
-    assert reason(b'{"ts":null,"m":{"t":1},"x":[{"ts":1}],"a":1}', time=time) == "missing_time"
+    assert reason(b'{"ts":null,"m":{"t":1},"x":[{"ts":1}],"a":1}', time=path) == "missing_time"
 
 
 def test_json_samples_have_their_own_times() -> None:

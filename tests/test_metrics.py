@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gruard.daemon.edges.metrics import CONTENT_TYPE, MAX_LABEL_LENGTH, SPARE_REASONS, Metrics, clean_label
@@ -31,7 +30,7 @@ HOSTILE_NAMES = [
 
 
 def make_metrics(labelled_devices: int = 500) -> Metrics:
-    return Metrics(CollectorRegistry(), version="1.2.3", labelled_devices=labelled_devices)
+    return Metrics(version="1.2.3", labelled_devices=labelled_devices)
 
 
 def busy_metrics() -> Metrics:

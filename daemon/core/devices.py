@@ -1,9 +1,12 @@
 """Who the devices are and which fields they have.
 
-A device's first DISCOVERY readings may show any field; then its field set is settled. A later new field
+A device's first DISCOVERY readings may add fields; then its field set is settled. A later new field
 is taken in after ADOPT_AFTER readings have shown it beside known ones, so that a stray message cannot
 change what a device is. A device that shows only foreign fields for RENAMED_AFTER readings in a row,
 always the same ones, has been renamed by its maker and starts again with those.
+
+A message that shares no field with the device is not of it, unless its fields are vouched for: by a topic
+that names the field, or by the source's `include`. Where a device shows its fields in turns, name them there.
 """
 
 from __future__ import annotations
@@ -45,10 +48,11 @@ class Device(msgspec.Struct):
         return self.count >= DISCOVERY
 
 
-def admit_fields(device: Device, reading: Reading, most: int) -> tuple[str, ...] | None:
+def admit_fields(device: Device, reading: Reading, most: int, *, vouched: bool) -> tuple[str, ...] | None:
     """Judge a reading's fields. Returns the device's new field set if the reading changes it.
 
-    Changes the device's sightings, never its fields: the caller moves it.
+    `vouched`: the fields are known to be the device's. Changes the device's sightings, never its fields:
+    the caller moves it.
 
     Raises:
         DecodeError: a field of the device holds something that is no number, or nothing here is of it.
@@ -60,19 +64,24 @@ def admit_fields(device: Device, reading: Reading, most: int) -> tuple[str, ...]
             raise DecodeError("out_of_range" if reason == "out_of_range" else "wrong_type", name)
     shown = frozenset(reading.values)
     if not device.settled:
-        return _discover(device, known, shown, growing=reading.growing, most=most)
+        return _discover(device, known, shown, vouched=vouched, most=most)
     if shown <= known:
         device.foreign = 0
         return None
-    if not (shown & known or reading.growing):
+    if not (shown & known or vouched):
         return _renamed(device, shown)
     device.foreign = 0
     return _adopt(device, known, shown - known, most)
 
 
 def _discover(
-    device: Device, known: frozenset[str], shown: frozenset[str], *, growing: bool, most: int
+    device: Device, known: frozenset[str], shown: frozenset[str], *, vouched: bool, most: int
 ) -> tuple[str, ...] | None:
+    if known and not (shown & known or vouched):
+        if len(shown) <= len(known):
+            raise DecodeError("unknown_field", ", ".join(sorted(shown)[:4]))
+        # The first message was the stray one: of two strangers the richer is the device.
+        device.sightings, device.count, known = {}, 0, frozenset()
     fields = known | shown
     if len(fields) > most:
         raise DecodeError("too_many_fields", f"{len(fields)}, at most {most}")
@@ -81,9 +90,9 @@ def _discover(
     if device.count + 1 == DISCOVERY:
         # What only one of the first readings showed is not part of the device.
         usual = frozenset(n for n in fields if device.sightings[n] > 1)
-        fields = fields if growing or not usual else usual
+        fields = fields if vouched or not usual else usual
         device.sightings = {}
-    return tuple(sorted(fields)) if fields != known else None
+    return tuple(sorted(fields)) if fields != frozenset(device.fields) else None
 
 
 def _renamed(device: Device, shown: frozenset[str]) -> tuple[str, ...]:

@@ -133,7 +133,8 @@ class Engine:
         elif device.source != reading.source:
             raise DecodeError("bad_device_id", f"already known from source {device.source}")
         time_s = admit_time(device, reading, event_time=source.time is not None)
-        fields = admit_fields(device, reading, source.max_fields)
+        vouched = reading.growing or bool(source.include)
+        fields = admit_fields(device, reading, source.max_fields, vouched=vouched)
         self.devices[device.name] = device
         if fields is not None:
             self._move(device, fields, events)

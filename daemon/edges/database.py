@@ -23,8 +23,9 @@ from itertools import count
 from typing import IO, TYPE_CHECKING, Final
 
 from gruard.daemon.edges import schema
-from gruard.daemon.edges.history import Reader, checkpoint_checksum
+from gruard.daemon.edges.history import Reader
 from gruard.daemon.edges.journal import Journal, suspect_path
+from gruard.daemon.edges.packs import checkpoint_checksum
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Database(Journal):
                 device, fieldset, _ = self._owner(row.device, row.source, row.fields)
                 content = (int(row.lsn), row.layout, row.model, row.state)
                 names = self._fieldset(fieldset)
-                checksum = checkpoint_checksum(row.device, names, *content) if names else 0
+                checksum = names and checkpoint_checksum(row.device, names, *content)
                 stored.append((device, fieldset, *content, checksum))
             self._write_many("INSERT OR REPLACE INTO device_state VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
 
@@ -137,9 +138,9 @@ class Database(Journal):
 def open_database(directory: Path, *, now_s: float) -> Database:
     """The writer's opening; directory and file are made where they are missing.
 
-    What cannot be used is set aside (`Database.set_aside`) and an empty database begun; `now_s`, Unix seconds,
-    goes into its name. Raises StateError if the directory cannot be used, if another daemon writes there, or
-    if the file is of a newer gruard.
+    What cannot be used is set aside (`Database.set_aside`) and an empty database begun; `now_s`, Unix
+    seconds, goes into its name. Raises StateError if the directory cannot be used, if another daemon writes
+    there, or if the file is of a newer gruard.
     """
     path = directory / DATABASE_NAME
     lock = _claim(directory)

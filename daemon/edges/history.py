@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
-from zlib import crc32
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from gruard.daemon.edges.packs import (
     TAIL_RECORDS,
     Fieldset,
     Tail,
+    checkpoint_checksum,
     join_records,
     lsn_list,
     pack_range,
@@ -96,7 +96,8 @@ class Reader:
         Rows older than the `keep_from_lsn` of a `prune` may have left the journal.
         """
         sql = (
-            "SELECT r.lsn, d.device, r.fieldset, r.record FROM readings AS r JOIN devices AS d ON d.id = r.device"
+            "SELECT r.lsn, d.device, r.fieldset, r.record"
+            " FROM readings AS r JOIN devices AS d ON d.id = r.device"
             " WHERE r.lsn > ? AND d.device IS NOT NULL ORDER BY r.lsn LIMIT ?"
         )
         while rows := self._all(sql, (lsn, batch)):
@@ -110,8 +111,10 @@ class Reader:
         """How many readings history can give, over all devices."""
         with self._snapshot():
             self._catch_up()
-            rows = self._all("SELECT packed_rows, id, packed_lsn + 1 FROM devices WHERE device IS NOT NULL")
-            return sum(packed + len(self._tail.between(*row, HIGHEST_LSN)) for packed, *row in rows)
+            found = self._all("SELECT packed_rows, id, packed_lsn + 1 FROM devices WHERE device IS NOT NULL")
+            return sum(
+                rows + len(self._tail.between(device, low, HIGHEST_LSN)) for rows, device, low in found
+            )
 
     # --- devices --------------------------------------------------------------------------------------------
 
@@ -146,12 +149,12 @@ class Reader:
 
     def alerts(self, limit: int, *, open_only: bool = False) -> list[AlertRow]:
         """The newest alerts, newest first."""
-        condition = "WHERE resolved_s IS NULL" if open_only else ""
         sql = (
-            "SELECT id, device, source, state, severity, opened_s, updated_s, resolved_s, score, threshold, payload"
-            f" FROM alerts {condition} ORDER BY opened_s DESC, rowid DESC LIMIT ?"  # noqa: S608 - own words only
+            "SELECT id, device, source, state, severity, opened_s, updated_s, resolved_s, score, threshold,"
+            " payload FROM alerts WHERE resolved_s IS NULL OR NOT ?"
+            " ORDER BY opened_s DESC, rowid DESC LIMIT ?"
         )
-        return [AlertRow(*row) for row in self._all(sql, (limit,))]
+        return [AlertRow(*row) for row in self._all(sql, (open_only, limit))]
 
     def outbox(self, limit: int) -> list[OutboxRow]:
         """What waits for the broker, in the order in which it was put."""
@@ -167,11 +170,15 @@ class Reader:
 
     def models(self) -> list[ModelRow]:
         """The registry, oldest first."""
-        return self._models("")
+        sql = (
+            "SELECT id, group_name, status, created_s, parent, skill, manifest, reason, activated_lsn,"
+            " activated_s FROM models ORDER BY created_s, rowid"
+        )
+        return [ModelRow(*row) for row in self._all(sql)]
 
     def live_models(self) -> list[ModelRow]:
         """The live model of each group."""
-        return self._models("WHERE status = 'live'")
+        return [row for row in self.models() if row.status == "live"]
 
     def meta(self, key: str) -> str | None:
         """The value kept under `key`."""
@@ -227,7 +234,7 @@ class Reader:
         for fieldset, body in rows:
             yield from self._run(device, fieldset, body)
 
-    def _run(self, device: str, identity: int, body: object) -> Iterator[Run]:
+    def _run(self, device: str, identity: int, body: Any) -> Iterator[Run]:
         """What is sound in a pack's body or a list of records, if anything is."""
         fieldset = self._fieldset(identity)
         if fieldset is None:
@@ -273,13 +280,6 @@ class Reader:
             return None
         return DeviceRow(device, fieldset.source, fieldset.fields, readings + len(pending), first_s, last_s)
 
-    def _models(self, condition: str) -> list[ModelRow]:
-        sql = (
-            "SELECT id, group_name, status, created_s, parent, skill, manifest, reason, activated_lsn, activated_s"
-            f" FROM models {condition} ORDER BY created_s, rowid"  # noqa: S608 - own words only
-        )
-        return [ModelRow(*row) for row in self._all(sql)]
-
     def _fieldset(self, identity: int) -> Fieldset | None:
         found = self._fieldsets.get(identity)
         if found is None:
@@ -306,14 +306,13 @@ class Reader:
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
         """Let all reads inside see one moment of the file."""
-        if self._connection.in_transaction:
-            yield
-            return
-        self._all("BEGIN")
+        inside_a_group = self._connection.in_transaction
+        if not inside_a_group:
+            self._all("BEGIN")
         try:
             yield
         finally:
-            if self._connection.in_transaction:
+            if not inside_a_group and self._connection.in_transaction:
                 self._all("ROLLBACK")
 
     def _all(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
@@ -333,34 +332,25 @@ class Reader:
         return StateError(f"The database {self.path} cannot be read: {error}.")
 
 
-def checkpoint_checksum(
-    device: str, fieldset: Fieldset, lsn: int, layout: str, model: str | None, state: bytes
-) -> int:
-    """What a sound checkpoint's checksum is; 0, which fits none by design, for columns of a wrong type."""
-    if not isinstance(state, bytes):
-        return 0
-    return crc32(state, crc32(repr((lsn, layout, model)).encode(), fieldset.seed(device)))
-
-
 def _assemble(runs: Sequence[Run], fields: tuple[str, ...]) -> History:
     """Runs, oldest first, as columns in the order of `fields`."""
-    count = sum(len(records) for _, records in runs)
-    values = np.full((count, len(fields)), np.nan)  # (T, F)
+    values = np.full((sum(len(records) for _, records in runs), len(fields)), np.nan)  # (T, F)
     at = 0
     for fieldset, records in runs:
-        places = {field: place for place, field in enumerate(fieldset.fields)}
-        for column, field in enumerate(fields):
-            if field in places:
-                values[at : at + len(records), column] = records["values"][:, places[field]]
-        at += len(records)
-
-    def column(name: str, kind: type) -> np.ndarray:
-        return np.concatenate([np.empty(0, kind), *(records[name] for _, records in runs)])
-
+        end = at + len(records)
+        for place, field in enumerate(fields):
+            if field in fieldset.fields:
+                values[at:end, place] = records["values"][:, fieldset.fields.index(field)]
+        at = end
     return History(
-        lsn=column("lsn", np.int64),
-        time_s=column("time_s", np.float64),
+        lsn=_column(runs, "lsn", np.int64),
+        time_s=_column(runs, "time_s", np.float64),
         values=values,
-        score=column("score", np.float64),
-        flags=column("flags", np.int64),
+        score=_column(runs, "score", np.float64),
+        flags=_column(runs, "flags", np.int64),
     )
+
+
+def _column(runs: Sequence[Run], name: str, kind: type) -> np.ndarray:
+    """One number of every record, (T,)."""
+    return np.concatenate([np.empty(0, kind), *(records[name] for _, records in runs)])

@@ -88,12 +88,12 @@ class Journal(Reader):
             self._owners.pop(device, None)
 
     def prune(self, max_rows_per_device: int, keep_from_lsn: int, limit: int) -> int:
-        """Delete at most `limit` stored rows that are not needed; returns how many, 0 once there is nothing to do.
+        """Delete at most `limit` stored rows; returns how many, 0 once there is nothing to do.
 
         First what the journal still holds of packed readings, then each device's oldest readings beyond its
-        cap (looked at once it is over by a sixteenth), then what forgotten devices left. A reading thus counts
-        twice on its way out. Nothing with lsn >= keep_from_lsn goes, nor the newest reading of all, which
-        tells `next_lsn` after a restart.
+        cap (looked at once it is over by a sixteenth) and what forgotten devices left. A reading thus counts
+        twice on its way out: a steady stream needs a pace of twice its readings. Nothing with
+        lsn >= keep_from_lsn goes, nor the newest reading of all, which tells `next_lsn` after a restart.
         """
         with self._whole():
             cut = min(keep_from_lsn, self.next_lsn - 1)
@@ -236,7 +236,8 @@ class Journal(Reader):
                 pack_range(identity),
             )
             if packs:
-                count = self._shorten(*packs[0], wanted - removed, cut)
+                pack, fieldset, body = packs[0]
+                count = self._shorten(pack, fieldset, body, wanted - removed, cut)
                 if not count:
                     break
                 removed += count
@@ -249,7 +250,7 @@ class Journal(Reader):
             self._write("DELETE FROM devices WHERE id = ? AND device IS NULL", (identity,))
         return removed
 
-    def _shorten(self, pack: int, fieldset: int, body: bytes, wanted: int, cut: int) -> int:
+    def _shorten(self, pack: int, fieldset: int, body: object, wanted: int, cut: int) -> int:
         """Take up to `wanted` of the oldest records below `cut` out of a pack; how many those were."""
         found = self._fieldset(fieldset)
         if found is None or not isinstance(body, bytes):  # damaged: nobody can read it

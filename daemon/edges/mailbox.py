@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gruard.daemon.records import Message
 
@@ -137,13 +137,14 @@ class Mailbox:
             self._open.clear()
             self._outgoing = deque(item for item in self._outgoing if not isinstance(item, Outgoing))
 
-    def deliver(self, message: Message) -> None:
-        """Put a message into the inbox, or shed it when it is QoS 0 and the inbox is full."""
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Put messages into the inbox; those of QoS 0 are shed while it is full."""
         with self._arrived:
-            if message.qos == 0 and len(self._inbox) >= self.capacity:
-                self.shed += 1
-                return
-            self._inbox.append(message)
+            for message in messages:
+                if message.qos or len(self._inbox) < self.capacity:
+                    self._inbox.append(message)
+                else:
+                    self.shed += 1
             self._arrived.notify()
 
     def next_outgoing(self) -> Outgoing | Sequence[Message] | None:

@@ -1,4 +1,4 @@
-"""The Prometheus page: every number that the daemon shows, on a registry that the caller owns.
+"""The Prometheus page: every number that the daemon shows, on a registry of its own.
 
 Nothing here knows where a number comes from. Each event and each gauge has one method, and every label
 is bounded: reasons come from fixed lists, device and group names are cleaned and capped, so neither a
@@ -117,17 +117,19 @@ class _Labelled:
 
 
 class Metrics:
-    """All metrics of one daemon on one registry; each method is one event or one gauge.
+    """All metrics of one daemon on one registry (given or new); each method is one event or one gauge.
 
     `labelled_devices` bounds the devices (and likewise the groups) that get series of their own; the
     rest are counted by `gruard_devices_unlabelled` and `gruard_groups_unlabelled`. Methods may be called
     from any thread; those that take a running total, from one thread each.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, version: str, labelled_devices: int = 500) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, *, version: str, labelled_devices: int = 500
+    ) -> None:
         # The client's `_created` series double the page and say nothing that the process start does not.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = registry
+        self._registry = registry = registry or CollectorRegistry()
         self._reconnects_total = 0
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -260,20 +262,22 @@ class Metrics:
     ) -> None:
         """Show the live model of a group in place of the one before.
 
-        `skill` is the ratio against the baseline on held-back rows and `trained_s` the training time
-        (Unix seconds UTC); None, as for the baseline itself, shows neither.
+        `skill` is 1 - error / the baseline's error and `trained_s` the training time (Unix seconds UTC);
+        None, as for the baseline itself, shows neither.
         """
         label = self._group_labels.label(group)
         if label is None:
             return
-        self._drop_group_series(group, label)
         shown = (label, clean_label(model), clean_label(cell))
-        self._model_info.labels(*shown).set(1)
-        self._models_shown[group] = shown
-        if skill is not None:
-            self._skill.labels(label).set(skill)
-        if trained_s is not None:
-            self._trained.labels(label).set(trained_s)
+        if self._models_shown.get(group) != shown:
+            self._drop_group_series(group, label)
+            self._model_info.labels(*shown).set(1)
+            self._models_shown[group] = shown
+        for gauge, value in ((self._skill, skill), (self._trained, trained_s)):
+            if value is None:
+                gauge.remove(label)
+            else:
+                gauge.labels(label).set(value)
 
     def forget_group(self, group: str) -> None:
         """Drop the series of a group that has no devices any more."""
@@ -366,7 +370,9 @@ class Metrics:
             "model_info", "Live model of each group; always 1.", "group", "model", "cell"
         )
         self._skill = self._gauge(
-            "model_skill_ratio", "Skill of the live model against the baseline, on held-back rows.", "group"
+            "model_skill_ratio",
+            "1 - error of the live model / error of the baseline; above 0 helps.",
+            "group",
         )
         self._trained = self._gauge(
             "model_trained_timestamp_seconds", "When the live model was trained.", "group"

@@ -116,6 +116,15 @@ def read_record(
     return *_HEAD.unpack_from(record), values
 
 
+def checkpoint_checksum(
+    device: str, fieldset: Fieldset, lsn: int, layout: str, model: str | None, state: object
+) -> int | None:
+    """What the checksum of a sound checkpoint is; None, which fits nothing, if `state` is not even bytes."""
+    if not isinstance(state, bytes):
+        return None
+    return crc32(state, crc32(repr((lsn, layout, model)).encode(), fieldset.seed(device)))
+
+
 class Tail:
     """The LSNs that are journalled and not yet packed, per device id, rising."""
 

@@ -1,4 +1,4 @@
-"""What the database takes and gives back: one plain class per kind of row. Imports numpy and nothing of ours."""
+"""What the database takes and gives back: one plain class per kind of row."""
 
 from __future__ import annotations
 

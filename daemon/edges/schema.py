@@ -28,8 +28,9 @@ _V1: Final = (
     # device is NULL once the device is forgotten and its packs wait for pruning. An id is never used twice.
     """CREATE TABLE devices (
         id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT UNIQUE, fieldset INTEGER NOT NULL,
-        first_s REAL, last_s REAL, readings INTEGER NOT NULL DEFAULT 0, packed_rows INTEGER NOT NULL DEFAULT 0,
-        packed_lsn INTEGER NOT NULL DEFAULT 0, next_pack INTEGER NOT NULL DEFAULT 0) STRICT""",
+        first_s REAL, last_s REAL, readings INTEGER NOT NULL DEFAULT 0,
+        packed_rows INTEGER NOT NULL DEFAULT 0, packed_lsn INTEGER NOT NULL DEFAULT 0,
+        next_pack INTEGER NOT NULL DEFAULT 0) STRICT""",
     "CREATE TABLE readings (lsn INTEGER PRIMARY KEY, device INTEGER, fieldset INTEGER, record BLOB)",
     # id = device << 32 | number: one device's packs lie side by side without a second index.
     """CREATE TABLE packs (
@@ -154,7 +155,7 @@ def check_header(path: Path) -> None:
 
 
 def check_identity(connection: sqlite3.Connection) -> int:
-    """The schema version. Raises DamagedError if the file is not ours, StateError if it is newer than this gruard."""
+    """The schema version. Raises DamagedError if the file is not ours, StateError if it is too new."""
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         raise DamagedError("it belongs to another program")
     (version,) = connection.execute("PRAGMA user_version").fetchone()

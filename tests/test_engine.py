@@ -1,0 +1,253 @@
+"""The engine: build it, feed readings, compare events."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name
+from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
+from gruard.daemon.records import SourceOptions
+from gruard.models.errors import ModelError
+from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
+from support_models import sealed_model
+
+
+def scores(events: list[object]) -> list[float]:
+    return [e.score for e in events if isinstance(e, Scored)]
+
+
+def broken(rows: np.ndarray, start: int, length: int) -> np.ndarray:
+    rows = rows.copy()
+    rows[start : start + length, 0] += 25.0
+    return rows
+
+
+def test_receive_every_reading_ends_as_exactly_one_scored_or_refused() -> None:
+    """P5 in the core: nothing in, nothing out goes uncounted."""
+    bench = Bench()
+    good = readings_of("a", plant_rows(80))
+    bad = [reading("a", 1000.5 + n, {"evil": 1.0}) for n in range(80)]
+    events = bench.feed([r for pair in zip(good, bad, strict=True) for r in pair])
+    assert sum(isinstance(e, Scored) for e in events) == 80
+    refused = [e.reason for e in events if isinstance(e, Refused)]
+    assert len(refused) == 80
+    assert set(refused) == {"unknown_field"}
+
+
+def test_receive_device_twice_in_one_batch_is_a_programming_error() -> None:
+    """A batch with a device twice would corrupt its state, so it is refused loudly."""
+    with pytest.raises(ValueError, match="twice"):
+        Bench().engine.receive(readings_of("a", plant_rows(2)))
+
+
+def test_receive_new_device_goes_through_its_phases() -> None:
+    """No score at first, then a warming score without alarms, then the baseline is in charge."""
+    events = [e for e in Bench().feed(readings_of("a", plant_rows(120))) if isinstance(e, Scored)]
+    assert all(math.isnan(e.score) for e in events[:10])
+    assert all(0 <= e.score <= 1 for e in events[10:])
+    assert {e.phase for e in events[:50]} == {"warming"}
+    assert {e.phase for e in events[50:]} == {"learning"}
+
+
+def test_receive_fault_opens_one_explained_alert_and_resolves() -> None:
+    """A broken field raises one alert that names it, with value and expectation, and ends with the fault."""
+    rows = broken(plant_rows(500), 300, 40)
+    events = Bench().feed(readings_of("a", rows))
+    alerts = [e for e in events if isinstance(e, Alert)]
+    assert [a.state for a in alerts if a.state != "updated"] == ["opened", "resolved"]
+    opened, resolved = alerts[0], alerts[-1]
+    assert 1300 <= opened.time_s <= 1304
+    assert opened.contributions[0][0] == "f0"
+    assert sum(share for _, share in opened.contributions) == pytest.approx(1)
+    assert opened.value["f0"] == pytest.approx(rows[int(opened.time_s - 1000), 0])
+    assert opened.expected["f0"] == pytest.approx(20, abs=6)
+    assert opened.model == BASELINE
+    assert {a.id for a in alerts} == {opened.id}
+    assert resolved.time_s > 1340
+
+
+def test_receive_healthy_devices_raise_no_alert() -> None:
+    """Six healthy devices, 3,000 readings, silence."""
+    bench = Bench()
+    events = [e for n in range(6) for e in bench.feed(readings_of(f"d{n}", plant_rows(500, seed=n)))]
+    assert not [e for e in events if isinstance(e, Alert)]
+
+
+def test_receive_batched_equals_one_at_a_time() -> None:
+    """Devices scored in one batch get the scores that they get alone."""
+    together, alone = Bench(), Bench()
+    series = {f"d{n}": readings_of(f"d{n}", plant_rows(260, seed=n)) for n in range(5)}
+    for wave in zip(*series.values(), strict=True):
+        together.feed_wave(wave)
+    for readings in series.values():
+        alone.feed(readings)
+    for name in series:
+        a, b = scores(together.rows[name]), scores(alone.rows[name])
+        np.testing.assert_allclose(a, b, atol=1e-5, equal_nan=True)
+
+
+def test_receive_order_of_devices_in_a_batch_is_irrelevant() -> None:
+    """The same batch in another order gives every device the same score."""
+    forward, backward = Bench(), Bench()
+    series = [readings_of(f"d{n}", plant_rows(150, seed=n)) for n in range(4)]
+    for wave in zip(*series, strict=True):
+        forward.feed_wave(wave)
+        backward.feed_wave(wave[::-1])
+    for name in forward.rows:
+        np.testing.assert_allclose(
+            scores(forward.rows[name]), scores(backward.rows[name]), atol=1e-6, equal_nan=True
+        )
+
+
+def test_receive_refused_readings_leave_scores_untouched() -> None:
+    """Good readings score exactly as if the refused ones had not been there."""
+    rows = plant_rows(200)
+    clean, dirty = Bench(), Bench()
+    clean.feed(readings_of("a", rows))
+    for good in readings_of("a", rows):
+        dirty.feed([good])
+        dirty.feed([reading("a", good.time_s + 0.5, {"x": 1.0}, issues={"f0": "string"})])
+        dirty.feed([reading("a", good.time_s - 50, {"f0": 1e9, "f1": 1e9, "f2": 1e9})])
+    np.testing.assert_array_equal(scores(clean.rows["a"])[10:], scores(dirty.rows["a"])[10:])
+
+
+def test_receive_missing_fields_are_scored_without_them() -> None:
+    """A reading without some fields is scored by the rest; the missing ones are None, never 0 or NaN."""
+    rows = broken(plant_rows(200), 150, 20)
+    series = readings_of("a", rows)
+    gaps = [
+        reading("a", r.time_s, {k: v for k, v in r.values.items() if k != "f1"}) if n % 3 == 0 else r
+        for n, r in enumerate(series)
+    ]
+    events = Bench().feed(gaps)
+    assert all(0 <= s <= 1 for s in scores(events)[10:])
+    alerts = [e for e in events if isinstance(e, Alert)]
+    assert alerts[0].contributions[0][0] == "f0"
+    without = [a for a in alerts if a.value["f1"] is None]
+    assert all(a.deviation["f1"] is None for a in without)
+
+
+def test_receive_too_many_devices_are_refused_and_known_ones_go_on() -> None:
+    """The cap on devices holds and does not touch those already known."""
+    bench = Bench(most_devices=2)
+    bench.feed([*readings_of("a", plant_rows(12)), *readings_of("b", plant_rows(12))])
+    strangers = bench.feed([reading(f"x{n}", 1.0, {"f0": 1.0}) for n in range(50)])
+    assert {e.reason for e in strangers if isinstance(e, Refused)} == {"too_many_devices"}
+    assert len(bench.engine.devices) == 2
+    assert isinstance(bench.feed(readings_of("a", plant_rows(1), 5000.0))[0], Scored)
+
+
+def test_receive_source_without_event_time_survives_a_clock_set_back() -> None:
+    """Arrival times that jump back an hour refuse nothing."""
+    bench = Bench(source=SourceOptions("plant", "plant/{device}"))
+    rows = plant_rows(120)
+    events = bench.feed([*readings_of("a", rows[:60], 10_000.0), *readings_of("a", rows[60:], 6_400.0)])
+    assert sum(isinstance(e, Scored) for e in events) == 120
+
+
+def test_receive_huge_but_finite_values_never_poison_the_state() -> None:
+    """After readings of 1e15 the device comes back to finite, low scores."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(300)))
+    wild = np.full((5, 3), 1e15)
+    wild[::2] *= -1
+    bench.feed(readings_of("a", wild, 1300.0))
+    after = scores(bench.feed(readings_of("a", plant_rows(500)[305:], 1305.0)))
+    assert np.isfinite(after).all()
+    assert np.median(after[120:]) < 0.5
+    assert bench.engine.resets == 0
+
+
+def test_receive_new_field_moves_the_device_and_keeps_its_count() -> None:
+    """A sensor that gains a field is enrolled anew on its history and goes on scoring."""
+    bench = Bench()
+    rows = plant_rows(200)
+    bench.feed(readings_of("a", rows[:100, :2]))
+    events = bench.feed(readings_of("a", rows[100:], 1100.0))
+    assert any(isinstance(e, Noted) and "f2" in e.text for e in events)
+    assert bench.engine.devices["a"].fields == ("f0", "f1", "f2")
+    assert bench.engine.devices["a"].count == 200
+    assert np.isfinite(scores(events)[-50:]).all()
+    assert len(bench.engine.groups[group_name("plant", ("f0", "f1"))].devices) == 0
+
+
+def test_receive_same_device_id_from_two_sources_is_refused() -> None:
+    """Two sources must not mix their readings into one device."""
+    two = (SOURCE, SourceOptions("other", "other/{device}"))
+    engine = Engine(EngineOptions(two, BUDGET))
+    engine.receive(readings_of("a", plant_rows(1)))
+    other = dataclasses.replace(reading("a", 2000.0, {"f0": 1.0}), source="other")
+    assert engine.receive([other]) == [Refused(other, "bad_device_id")]
+
+
+def test_checkpoint_restores_to_identical_scores() -> None:
+    """P3 in the core: an engine restored from checkpoints scores on as if it had never stopped."""
+    whole, first = Bench(), Bench()
+    rows = broken(plant_rows(400), 340, 60)
+    whole.feed(readings_of("a", rows))
+    first.feed(readings_of("a", rows[:350]))
+    second = Bench()
+    second.rows = first.rows
+    assert second.engine.restore(first.engine.checkpoint()) == []
+    events = second.feed(readings_of("a", rows[350:], 1350.0))
+    np.testing.assert_array_equal(scores(events), scores(whole.rows["a"])[350:])
+    assert second.engine.devices["a"].track.id == first.engine.devices["a"].track.id != ""
+
+
+def test_checkpoint_only_moved_devices() -> None:
+    """A checkpoint holds what changed since the last one and nothing else."""
+    bench = Bench()
+    bench.feed([*readings_of("a", plant_rows(12)), *readings_of("b", plant_rows(12))])
+    assert [row.device for row in bench.engine.checkpoint()] == ["a", "b"]
+    assert bench.engine.checkpoint() == []
+    bench.feed(readings_of("b", plant_rows(1), 5000.0))
+    assert [row.device for row in bench.engine.checkpoint()] == ["b"]
+
+
+def test_restore_foreign_layout_asks_for_history() -> None:
+    """State bytes of another layout are not guessed at: the device is enrolled on its history."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(60)))
+    (row,) = bench.engine.checkpoint()
+    foreign = DeviceRow(row.device, row.source, row.fields, "0" * 12, row.model, row.state)
+    due = Bench().engine.restore([foreign])
+    assert due == [EnrolDue("a", "plant", row.fields, 60)]
+
+
+def test_adopt_model_takes_charge_without_an_alarm() -> None:
+    """New weights re-warm every device by its recent readings; the swap itself alerts nobody."""
+    bench = Bench()
+    series = [readings_of(f"d{n}", plant_rows(700, seed=n)) for n in range(3)]
+    for wave in zip(*(s[:450] for s in series), strict=True):
+        bench.feed_wave(wave)
+    group = group_name("plant", ("f0", "f1", "f2"))
+    package = sealed_model(group, {name: bench.history(name, ("f0", "f1", "f2"), 400) for name in bench.rows})
+    due = bench.engine.adopt(group, package)
+    assert {e.device for e in due} == {"d0", "d1", "d2"}
+    bench.engine.enrol({e.device: bench.history(e.device, e.fields, e.limit) for e in due})
+    after = [e for wave in zip(*(s[450:] for s in series), strict=True) for e in bench.feed_wave(wave)]
+    assert {e.phase for e in after if isinstance(e, Scored)} == {"ready"}
+    assert not [e for e in after if isinstance(e, Alert)]
+    assert bench.engine.skill(bench.engine.groups[group]) > -0.25
+
+
+def test_adopt_foreign_model_is_refused_and_changes_nothing() -> None:
+    """A package for other fields never goes live; scoring goes on with what was there."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(120)))
+    package = sealed_model("other", {"a": bench.history("a", ("f0", "f1"), 100)}, fields=("f0", "f1"))
+    name = group_name("plant", ("f0", "f1", "f2"))
+    with pytest.raises(ModelError, match="other fields"):
+        bench.engine.adopt(name, package)
+    assert bench.engine.groups[name].model == BASELINE
+    assert isinstance(bench.feed(readings_of("a", plant_rows(1), 5000.0))[0], Scored)
+
+
+def test_phase_counts_add_up() -> None:
+    """Every device is in exactly one phase."""
+    bench = Bench()
+    bench.feed([*readings_of("a", plant_rows(5)), *readings_of("b", plant_rows(80))])
+    assert bench.engine.phase_counts() == {"warming": 1, "learning": 1, "ready": 0}

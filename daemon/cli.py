@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Exit statuses, after sysexits.h.
 OK, INTERNAL, UNREACHABLE, BAD_CONFIG = 0, 70, 75, 78
 
+#: Columns that a table on a terminal has no room for.
+_JSON_ONLY = ("threshold", "time", "group")
+
 _EPILOG = "Exit status: 0 ok, 78 bad configuration, 75 broker unreachable, 70 anything else."
 
 
@@ -186,9 +189,10 @@ def _print_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> in
     from rich.console import Console  # noqa: PLC0415 - see the module docstring
     from rich.table import Table  # noqa: PLC0415 - see the module docstring
 
-    table = Table(*(rows[0] if rows else ["nothing here yet"]))
+    shown = [name for name in (rows[0] if rows else {"nothing here yet": None}) if name not in _JSON_ONLY]
+    table = Table(*shown, box=None)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if row[name] is None else str(row[name]) for name in shown))
     Console().print(table)
     return OK
 

@@ -20,9 +20,9 @@ KeyPath = tuple[str | int, ...]
 
 _TOKEN = re.compile(
     r"""
-      (?P<skip> [ \t\r]+ | \#[^\n]* )
+      (?P<comment> \#[^\n]* )
     | (?P<newline> \n )
-    | (?P<string> \"{3}(?:\\.|[^\\])*?\"{3} | '{3}.*?'{3,5} | "(?:\\.|[^"\\\n])*" | '[^'\n]*' )
+    | (?P<string> \"{3}(?:\\.|[^\\])*?\"{3,5} | '{3}.*?'{3,5} | "(?:\\.|[^"\\\n])*" | '[^'\n]*' )
     | (?P<mark> [\[\]{}=,.] )
     | (?P<bare> [^\s\[\]{}=,."'\#]+ )
     """,
@@ -43,7 +43,7 @@ class _Scanner:
         self._tokens: list[tuple[str, str, int]] = []
         line = 1
         for match in _TOKEN.finditer(text):
-            if match.lastgroup != "skip":
+            if match.lastgroup != "comment":
                 self._tokens.append((str(match.lastgroup), match.group(), line))
             line += match.group().count("\n")
         self._tokens.append(("end", "", line))
@@ -55,7 +55,7 @@ class _Scanner:
         table: KeyPath = ()
         while self._peek()[0] != "end":
             if self._peek()[0] == "newline":
-                self._at += 1
+                self._step()
             elif self._accept("["):
                 table = self._header()
             else:
@@ -87,7 +87,7 @@ class _Scanner:
     def _key(self, path: KeyPath) -> KeyPath:
         while self._peek()[0] in {"bare", "string"} or self._peek()[1] == ".":
             group, token, _ = self._peek()
-            self._at += 1
+            self._step()
             if group != "mark":
                 path += (_unquoted(token),)
         return path
@@ -103,12 +103,13 @@ class _Scanner:
             while not self._closes("}"):
                 self._pair(path)
         else:  # a scalar: a string, or bare pieces such as 1.5 and 07:32:00.999
+            self._step()  # always one, so that no text at all can hold us here
             while self._peek()[0] in {"bare", "string"} or self._peek()[1] == ".":
-                self._at += 1
+                self._step()
 
     def _closes(self, bracket: str) -> bool:
         while self._peek()[0] == "newline" or self._peek()[1] == ",":
-            self._at += 1
+            self._step()
         return self._accept(bracket) or self._peek()[0] == "end"
 
     def _newest(self, path: KeyPath) -> KeyPath:
@@ -126,9 +127,12 @@ class _Scanner:
     def _peek(self) -> tuple[str, str, int]:
         return self._tokens[self._at]
 
+    def _step(self) -> None:
+        self._at = min(self._at + 1, len(self._tokens) - 1)
+
     def _accept(self, mark: str) -> bool:
         if self._peek()[:2] == ("mark", mark):
-            self._at += 1
+            self._step()
             return True
         return False
 

@@ -47,14 +47,25 @@ class RidgeSums:
         self.cross = np.zeros((width, fields))
         self.weight = np.zeros(fields)
 
-    def add(self, z: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        """Add one device's rows: z (T, F) forward-filled, mask (T, F) true where the field was seen."""
-        design = self._design(z)[self.order :]  # (T', P)
-        target = np.where(mask, z, 0.0)[self.order :].astype(np.float64)
+    def add(
+        self, z: NDArray[np.float32], mask: NDArray[np.bool_], normal: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Add one device's rows: z (T, F) forward-filled, mask (T, F) true where the field was seen.
+
+        A row teaches when it and the rows it looks back on are `normal` (T,).
+        """
+        if normal is None:
+            normal = np.ones(len(z), bool)
+        teaches = normal.copy()
+        for k in range(1, self.order + 1):
+            teaches[k:] &= normal[:-k]
+        teaches[: self.order] = False
+        design = self._design(z)[teaches]  # (T', P)
+        target = np.where(mask, z, 0.0)[teaches].astype(np.float64)
         self.gram += design.T @ design
         # Rows where a field is missing add nothing to that field's cross product, but the Gram matrix
         # is shared by all fields: rescale by the share of rows seen (exact when none is missing).
-        seen = mask[self.order :].sum(axis=0)  # (F,)
+        seen = mask[teaches].sum(axis=0)  # (F,)
         self.cross += (design.T @ target) * (len(design) / np.maximum(seen, 1))
         self.weight += seen
 

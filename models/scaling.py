@@ -21,6 +21,10 @@ LINEAR = 5.0
 #: IQR of a normal distribution in standard deviations.
 IQR_SIGMA = 1.349
 
+#: The extremes that a handful of damaged readings may make up, one at least, and how many IQR beyond the
+#: rest they may lie before they are pulled in: 1e12 from a loose wire must not become the scale.
+RARE, FAR = 0.01, 10.0
+
 
 def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Location and scale of `values` (T, F) in physical units, NaN = missing -> m (F,), s (F,).
@@ -29,7 +33,9 @@ def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
     """
     seen = np.isfinite(values).any(axis=0)  # (F,)
     x = np.where(seen, values, 0.0)  # (T, F)
-    q25, m, q75 = np.nanquantile(x, [0.25, 0.5, 0.75], axis=0)  # (F,) each
+    rare = min(max(RARE, 1.0 / max(len(x) - 1, 1)), 0.25)
+    low, q25, m, q75, high = np.nanquantile(x, [rare, 0.25, 0.5, 0.75, 1 - rare], axis=0)  # (F,) each
+    x = np.clip(x, low - FAR * (q75 - q25), high + FAR * (q75 - q25))
     sd = np.nanstd(x, axis=0)
     spread = np.nanmax(x, axis=0) - np.nanmin(x, axis=0)
     s = (q75 - q25) / IQR_SIGMA

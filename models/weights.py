@@ -17,7 +17,6 @@ import os
 import re
 import stat
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -31,6 +30,7 @@ from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -154,21 +154,25 @@ def read(directory: Path, id: str, *, max_bytes: int = MAX_TENSOR_BYTES) -> Mode
     """Read a package back, exactly as it was sealed.
 
     Raises:
-        ModelError: a file is missing, too large, damaged, foreign or of another format; one sentence says which.
+        ModelError: a file is missing, too large, damaged, foreign or of an unknown format.
     """
     if not _ID.fullmatch(id):
         raise ModelError(f"{id[:80]!r} is no model id: it must be {ID_DIGITS} hex digits")
     try:
-        manifest = _parse_manifest(_read_file(directory / f"{id}.json", MAX_MANIFEST_BYTES))
-        stored = _read_file(directory / f"{id}.safetensors", max_bytes)
-        _check_header(stored)
-        if _digest(manifest, stored) != manifest.sha256 or _id_of(stored) != id or manifest.id != id:
-            raise ModelError("its files do not match their SHA-256: one of them is damaged or was exchanged")
-        tensors = _parse_tensors(stored)
-        _check_tensors(tensors, manifest.devices)
-        _check_finite(manifest)
+        return _read(directory, id, max_bytes)
     except ModelError as error:
         raise ModelError(f"model {id}: {error}") from error
+
+
+def _read(directory: Path, id_: str, max_bytes: int) -> ModelPackage:
+    manifest = _parse_manifest(_read_file(directory / f"{id_}.json", MAX_MANIFEST_BYTES))
+    stored = _read_file(directory / f"{id_}.safetensors", max_bytes)
+    _check_header(stored)
+    if _digest(manifest, stored) != manifest.sha256 or _id_of(stored) != id_ or manifest.id != id_:
+        raise ModelError("its files do not match their SHA-256: one of them is damaged or was exchanged")
+    tensors = _parse_tensors(stored)
+    _check_tensors(tensors, manifest.devices)
+    _check_finite(manifest)
     return ModelPackage(manifest, tensors)
 
 

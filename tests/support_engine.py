@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import EnrolDue, Event, Scored
 from gruard.daemon.records import Reading, SourceOptions

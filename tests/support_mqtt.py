@@ -1,4 +1,4 @@
-"""Real and scripted brokers on the loopback, and foreign clients, for tests of everything that speaks MQTT."""
+"""Real and scripted brokers on the loopback, and foreign clients, for tests of all that speaks MQTT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    """Whether `condition` came true in time: the limit is generous, so that only a broken feature meets it."""
+    """Whether `condition` came true in time; the limit is generous, so only a broken feature meets it."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -70,7 +70,11 @@ class Mosquitto:
     def start(self) -> Self:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [shutil.which("mosquitto", path="/usr/sbin:/usr/bin") or "mosquitto", "-c", str(self._config)],
+                [
+                    shutil.which("mosquitto", path="/usr/sbin:/usr/bin") or "mosquitto",
+                    "-c",
+                    str(self._config),
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -91,6 +95,11 @@ class Mosquitto:
             self._process.wait(10)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, such as SIGSTOP for a broker that no longer answers."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
@@ -109,7 +118,7 @@ class Mosquitto:
 
 
 def publish(port: int, topic: str, *payloads: str | bytes, qos: int = 1, options: Iterable[str] = ()) -> None:
-    """Publish each payload with mosquitto_pub, in order, over one connection; waits for the acknowledgements.
+    """Publish each payload with mosquitto_pub, in order, over one connection; waits until they are taken.
 
     A payload must not hold a newline: several go in as lines.
     """

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gruard.daemon.core import alerts
 from gruard.daemon.core.alerts import CLOSE_AFTER, OPEN_AFTER, Track, alert_id, follow, severity_of
 

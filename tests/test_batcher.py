@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gruard.daemon.core.batcher import waves
 from hypothesis import given
 from hypothesis import strategies as st
 from support_engine import reading
+
+from gruard.daemon.core.batcher import waves
 
 
 def test_waves_distinct_devices_make_one_wave() -> None:

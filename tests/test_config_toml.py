@@ -42,7 +42,7 @@ r = ""
 [[o.s]]
 [[o]]
 [[o.s]]
-t = [""""quoted"""", "]"]
+t = [""""quoted"""", "]", \'\'\'a\'\'\'\', ']']
 [[o.s]]
 '''
 
@@ -140,6 +140,12 @@ def test_key_lines_agrees_with_the_standard_reader(statements: list[tuple[str, s
         }
         found |= {at for path, at in lines.items() if any(str(part) == f"xk{number}" for part in path)}
         assert line in found
+
+
+@given(st.text(st.sampled_from("a\n =.,[]{}#"), max_size=20))
+def test_key_lines_comes_to_an_end_on_any_text(text: str) -> None:
+    """Text that is no TOML gives lines that mean nothing, but start-up never hangs on it."""
+    assert all(1 <= line <= text.count("\n") + 1 for line in key_lines(text).values())
 
 
 KEYS = st.text(max_size=5)

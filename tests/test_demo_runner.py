@@ -18,14 +18,13 @@ from gruard.daemon.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
-    child = BrokerChild(tmp_path)
+def port() -> Iterator[int]:
+    child = BrokerChild()
     try:
-        yield child.port_311
+        yield child.port
     finally:
         child.stop()
 

@@ -18,10 +18,9 @@ def board() -> Board:
         sent=8500,
         rate=124.4,
         counted=8400,
-        model="m-1",
         online=True,
     )
-    shown.take_state({"device": "pump-02", "state": "ready", "score": 0.93, "alarm": True})
+    shown.take_state({"device": "pump-02", "state": "ready", "score": 0.93, "alarm": True, "model": "m-1"})
     shown.take_state({"device": "pump-01", "state": "warming", "score": None, "alarm": False})
     shown.row("pump-02").values = {"flow_lpm": 7.125, "pressure_bar": 0.2}
     shown.row("pump-02").injected = "dry running"
@@ -117,7 +116,7 @@ def test_status_line_counts_devices_and_names_the_worst() -> None:
 
     assert line.startswith("faults: 71 of 160 s | daemon online | 8500 readings sent (124/s), 8400 counted |")
     assert "1 warming, 0 learning, 1 ready, 1 alarm" in line
-    assert line.endswith("model m-1 | highest score 0.93 pump-02")
+    assert line.endswith("models m-1 (1) | highest score 0.93 pump-02")
 
 
 def test_plain_screen_prints_each_event_and_a_status_every_ten_seconds() -> None:

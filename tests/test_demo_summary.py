@@ -24,7 +24,7 @@ STUCK = Fault("stuck sensor", "pump-02", 200, 50)
 
 
 def opened(device: str, t: float, message: str = "it broke") -> Alarm:
-    return Alarm(device, START_S + t, "warning", message)
+    return Alarm(device, START_S + t, "warning", message, "m-1")
 
 
 def judge(*alarms: Alarm, played_s: float = 1000) -> tuple[list[Verdict], list[Alarm], list[Alarm]]:
@@ -44,7 +44,8 @@ def summary(
         burn=burn,
         sent=120,
         counted={"scored": 118, "duplicate": 0, "rejected": 2},
-        models={"the pumps": "m-1"},
+        start_s=START_S,
+        models={"m-1": 12},
         problem=problem,
     )
 
@@ -110,10 +111,16 @@ def test_alarm_from_reads_an_opened_alert() -> None:
         "time": "2026-01-02T03:04:09Z",
         "opened_at": "2026-01-02T03:04:05.500Z",
         "message": "flow fell",
+        "model": {"id": "m-1", "trained_at": None, "skill": None},
+        "contributions": [
+            {"field": "cpu_percent", "share": 0.5},
+            {"field": "net_kb_s", "share": 0.3},
+            {"field": "load1", "share": 0.2},
+        ],
     }
     moment = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC).timestamp()
 
-    assert alarm_from(alert) == Alarm("pump-01", moment, "critical", "flow fell")
+    assert alarm_from(alert) == Alarm("pump-01", moment, "critical", "flow fell", "m-1", 0.7)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +131,11 @@ def test_alarm_from_reads_an_opened_alert() -> None:
         {"state": "resolved", "device": "a", "time": "2026-01-02T03:04:05Z"},
         {"state": "opened", "device": "a", "time": "yesterday"},
         {"state": "opened", "device": "a"},
+        {"state": "opened", "device": "a", "time": "2026-01-02T03:04:05Z", "contributions": [7]},
         {"state": "opened", "time": "2026-01-02T03:04:05Z"},
     ],
 )
-def test_alarm_from_passes_over_everything_else(alert: dict[str, str]) -> None:
+def test_alarm_from_passes_over_everything_else(alert: dict[str, object]) -> None:
     """Updates, endings and payloads that are no alerts open nothing and raise nothing."""
     assert alarm_from(alert) is None
 
@@ -136,11 +144,15 @@ def burn(*scores: tuple[float, float], alarms: tuple[Alarm, ...] = ()) -> BurnVe
     return judge_burn(scores, alarms, "host", (START_S, START_S + 12), quiet_s=60)
 
 
-def test_judge_burn_sees_a_score_that_rose() -> None:
-    """A score well above its median and above all before it shows the burn."""
-    verdict = burn((START_S - 20, 0.1), (START_S - 10, 0.2), (START_S - 5, 0.15), (START_S + 6, 0.6))
+def cpu_alarm(t: float, device: str = "host", share: float = 0.8) -> Alarm:
+    return Alarm(device, START_S + t, "warning", "cpu is high", "m-1", share)
 
-    assert verdict == BurnVerdict(0.15, 0.2, 0.6, None)
+
+def test_judge_burn_sees_a_score_that_rose_and_stayed() -> None:
+    """A median during the burn well above the median of the minute before shows it."""
+    verdict = burn((START_S - 20, 0.1), (START_S - 10, 0.2), (START_S - 5, 0.9), (START_S + 6, 0.4))
+
+    assert verdict == BurnVerdict((0.2, 0.9), (0.4, 0.4), None)
     assert verdict.raised
 
 
@@ -148,26 +160,33 @@ def test_judge_burn_sees_a_score_that_rose() -> None:
     "scores",
     [
         ((START_S - 10, 0.1), (START_S + 6, 0.29)),
-        ((START_S - 30, 0.1), (START_S - 20, 0.1), (START_S - 10, 0.9), (START_S + 6, 0.8)),
+        ((START_S - 10, 0.1), (START_S + 2, 0.1), (START_S + 4, 0.9), (START_S + 6, 0.1)),
         ((START_S + 6, 0.9),),
         ((START_S - 10, 0.1), (START_S + 13, 0.9)),
         ((START_S - 70, 0.1), (START_S + 6, 0.9)),
         (),
     ],
-    ids=["too little", "seen before", "nothing before", "too late", "too long ago", "no scores"],
+    ids=["too little", "one burst", "nothing before", "too late", "too long ago", "no scores"],
 )
 def test_judge_burn_is_not_taken_in(scores: tuple[tuple[float, float], ...]) -> None:
-    """A small rise, a height seen shortly before, or nothing to compare with does not count as raised."""
+    """A small rise, a single burst, or nothing to compare with does not count as raised."""
     assert not burn(*scores).raised
 
 
-def test_judge_burn_counts_an_alert_of_the_machine_only_during_the_burn() -> None:
-    """An alert that opened while cores burnt shows the burn; one before it or of a pump does not."""
-    during = Alarm("host", START_S + 4, "warning", "cpu")
-
-    assert burn(alarms=(during,)).raised
-    assert not burn(alarms=(Alarm("host", START_S - 4, "warning", "cpu"),)).raised
-    assert not burn(alarms=(Alarm("pump-01", START_S + 4, "warning", "flow"),)).raised
+@pytest.mark.parametrize(
+    ("alarm", "raised"),
+    [
+        (cpu_alarm(4), True),
+        (cpu_alarm(-4), False),
+        (cpu_alarm(13), False),
+        (cpu_alarm(4, share=0.2), False),
+        (cpu_alarm(4, device="pump-01"), False),
+    ],
+    ids=["during", "before", "after", "about the network", "of a pump"],
+)
+def test_judge_burn_counts_an_alert_only_if_it_is_about_the_burn(alarm: Alarm, *, raised: bool) -> None:
+    """It must be this machine's, open while cores burn, and be mostly about the CPU."""
+    assert burn(alarms=(alarm,)).raised is raised
 
 
 @pytest.mark.parametrize(
@@ -198,18 +217,18 @@ def test_summary_lines_name_every_fault_and_every_number() -> None:
     assert lines.count("fault: stuck sensor on pump-02: MISSED") == 3
     assert "faults found: 1 of 4" in lines
     assert "false alarms: 1 (alerts on healthy pumps or before the fault)" in lines
-    assert "  pump-03: it broke" in lines
+    assert "  second 5, by m-1: it broke" in lines
     assert "burn on this machine: not reached" in lines
     assert "readings: 120 sent, 120 counted by the daemon (scored 118, rejected 2)" in lines
-    assert "model of the pumps: m-1" in lines
+    assert "model m-1: in charge of 12 devices" in lines
     assert "problem: interrupted" in lines
 
 
 def test_summary_lines_show_the_numbers_behind_the_burn() -> None:
     """Raised or not, the scores that decided it and the rule are printed."""
-    raised = "\n".join(summary(4, burn=BurnVerdict(0.05, 0.21, 0.9, "cpu is high")).lines())
-    silent = "\n".join(summary(4, burn=BurnVerdict(None, None, None, None)).lines())
+    raised = "\n".join(summary(4, burn=BurnVerdict((0.05, 0.21), (0.4, 0.9), "cpu is high")).lines())
+    silent = "\n".join(summary(4, burn=BurnVerdict(None, None, None)).lines())
 
-    assert "score median 0.05 and highest 0.21 before, highest 0.90 during: RAISED" in raised
+    assert "score before: median 0.05, highest 0.21; during: median 0.40, highest 0.90: RAISED" in raised
     assert "  alert: cpu is high" in raised
-    assert "score median none and highest none before, highest none during: NOT RAISED" in silent
+    assert "score before: not scored; during: not scored: NOT RAISED" in silent

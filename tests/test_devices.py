@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from support_engine import reading
+
 from gruard.daemon.core.devices import (
     ADOPT_AFTER,
     DISCOVERY,
@@ -13,7 +15,6 @@ from gruard.daemon.core.devices import (
     admit_time,
 )
 from gruard.daemon.errors import DecodeError
-from support_engine import reading
 
 
 def settled(*fields: str) -> Device:

@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
+from support_models import sealed_model
+
 from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
 from gruard.daemon.records import SourceOptions
 from gruard.models.errors import ModelError
-from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
-from support_models import sealed_model
 
 
 def scores(events: list[object]) -> list[float]:

@@ -149,7 +149,7 @@ MISTAKES = {
 }
 
 
-def refusal(path: Path | None = None, **environ: str) -> str:
+def refusal(path: Path | None = None, /, **environ: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(path, environ)
     return str(caught.value)
@@ -191,7 +191,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
     """The configuration is frozen: nobody changes it behind the back of another part."""
     settings = load(None, {})
     with pytest.raises(ValidationError, match="frozen"):
-        settings.mqtt.port = 1  # type: ignore[misc]
+        settings.mqtt.port = 1
 
 
 def test_words_instead_of_durations_and_addresses_turn_things_off(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_environment_wins_over_credentials_over_file(tmp_path: Path) -> None:
 
     def secret(environ: dict[str, str]) -> str | None:
         password = load(path, environ).mqtt.password
-        return password and password.get_secret_value()
+        return password.get_secret_value() if password else None
 
     assert secret({}) == "file"
     assert secret(environ) == " from a credential "
@@ -275,7 +275,7 @@ def test_environment_text_becomes_the_type_of_the_key() -> None:
 )
 def test_environment_mistakes_name_the_variable(variable: str, text: str, message: str) -> None:
     """What is wrong in the environment is told by the variable's name."""
-    assert f"{variable}: {message}" in refusal(**{variable: text}).splitlines()
+    assert f"{variable}: {message}" in refusal(None, **{variable: text}).splitlines()
 
 
 def test_unknown_variables_are_refused_with_a_suggestion() -> None:
@@ -306,7 +306,7 @@ def test_variables_that_kubernetes_sets_for_a_service_named_gruard_are_no_mistak
         "GRUARD_METRICS_SERVICE_PORT": "9109",
     }
     assert load(None, links | {"KUBERNETES_SERVICE_HOST": "10.0.0.0"}) == Settings()
-    assert len(refusal(**links).splitlines()) == len(links)
+    assert len(refusal(None, **links).splitlines()) == len(links)
     assert "did you mean GRUARD_MQTT__PORT" in refusal(GRUARD_MQQT__PORT="1", KUBERNETES_SERVICE_HOST="x")
 
 
@@ -388,7 +388,7 @@ def test_state_directory_of_systemd_is_used_when_nothing_else_is_said(tmp_path: 
 
 def test_arguments_of_the_settings_library_are_no_keys(tmp_path: Path) -> None:
     """A key with the name of the library's own constructor arguments is unknown like any other."""
-    path = written(tmp_path, 'version = 1\n_env_file = "/etc/passwd"\n_cli_parse_args = true\n')
+    path = written(tmp_path, 'version = 1\n_env_file = "other.env"\n_cli_parse_args = true\n')
     assert refusal(path).splitlines() == [
         f"{path}:2: _env_file: unknown key",
         f"{path}:3: _cli_parse_args: unknown key",
@@ -437,7 +437,7 @@ def test_errors_never_repeat_a_secret_from_environment_or_credential(tmp_path: P
         {"GRUARD_SOURCES": CANARY},
         {"CREDENTIALS_DIRECTORY": str(tmp_path), "GRUARD_MQTT__PROTOCOL": "3.1.1"},
     ):
-        assert CANARY not in refusal(**environ)
+        assert CANARY not in refusal(None, **environ)
 
 
 def test_settings_never_show_a_secret(tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def sentence(alert: Alert) -> str:
     """One English sentence that says what is wrong, in the units of the sensor."""
     if alert.state == "resolved":
         return f"{alert.device} is back to normal after {_duration(alert.time_s - alert.opened_s)}."
-    named = [name for name, share in alert.contributions[:MOST_NAMED] if share >= WORTH_NAMING]
-    told = [_told(name, alert) for name in named or [alert.contributions[0][0]]]
+    weighty = [name for name, share in alert.contributions[:MOST_NAMED] if share >= WORTH_NAMING]
+    # "is 32, expected 32" explains nothing, unless there is nothing else to say.
+    named = [name for name in weighty if _is_news(name, alert)] or [alert.contributions[0][0]]
+    told = [_told(name, alert) for name in named]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in alert.contributions[:MOST_NAMED])
     lasting = "" if alert.state == "opened" else f", for {_duration(alert.time_s - alert.opened_s)} now"
     return (
@@ -110,6 +112,11 @@ def _shares(alert: Alert) -> list[tuple[str, float]]:
     rounded = [(name, round(share, 4)) for name, share in alert.contributions]
     rest = round(1.0 - sum(share for _, share in rounded[1:]), 4)
     return [(rounded[0][0], rest), *rounded[1:]]
+
+
+def _is_news(name: str, alert: Alert) -> bool:
+    value, expected = alert.value[name], alert.expected[name]
+    return value is None or expected is None or _number(value) != _number(expected)
 
 
 def _told(name: str, alert: Alert) -> str:

@@ -177,7 +177,7 @@ class Fleet:
             axis=1,
         )  # (pumps, F)
         self._noise = np.array([0.008, 0.006, 0.007, 0.05, 0.004, 0.0015]) * self._nominal
-        period_s = between(45, 110)
+        period_s = between(20, 45)
         # A tank this deep (in seconds of full flow) fills and drains once per period at mean demand.
         self._tank_s = period_s / (1 / (_FAST - _DEMAND) + 1 / (_DEMAND - _SLOW))
         self._level = between(0, 1)  # 0 low, 1 full

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -33,6 +33,7 @@ class DeviceRow:
     state: str = "-"
     score: float | None = None
     alarm: bool = False
+    model: str = ""
     injected: str = ""  # the fault that is being injected now: the truth, beside the verdict
     values: Mapping[str, float] = field(default_factory=dict)
 
@@ -47,7 +48,6 @@ class Board:
     sent: int = 0
     counted: int | None = None  # by the daemon, when last asked
     rate: float = 0.0  # readings per second, lately
-    model: str = "none yet"
     online: bool = False
     rows: dict[str, DeviceRow] = field(default_factory=dict)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=8))
@@ -64,8 +64,13 @@ class Board:
         row = self.row(device)
         row.state = str(state.get("state", "-"))
         row.alarm = state.get("alarm") is True
+        row.model = str(state.get("model") or "")
         score = state.get("score")
         row.score = float(score) if isinstance(score, int | float) else None
+
+    def models(self) -> dict[str, int]:
+        """Models in charge, with the number of devices each has."""
+        return dict(Counter(row.model for row in self.rows.values() if row.model))
 
     def counts(self) -> dict[str, int]:
         """Devices in each state, and how many of them are in alarm."""
@@ -156,7 +161,7 @@ def status_line(board: Board) -> str:
         f"daemon {'online' if board.online else 'offline'}",
         _readings_text(board),
         f"devices {', '.join(f'{count} {state}' for state, count in counts.items())}",
-        f"model {board.model}",
+        _models_text(board),
     ]
     if worst is not None:
         parts.append(f"highest score {worst.score:.2f} {worst.device}")
@@ -170,7 +175,7 @@ def draw(board: Board) -> Group:
         (board.phase, "bold cyan"),
         f"  {board.elapsed_s:.0f}/{board.total_s:.0f} s  ",
         ("online" if board.online else "offline", "green" if board.online else "red"),
-        f"  {_readings_text(board)}  model {board.model}",
+        f"  {_readings_text(board)}  {_models_text(board)}",
     )
     table = Table(expand=True, box=None, pad_edge=False)
     for title, min_width in (("device", 7), ("state", 8), ("score", 5), ("", _BAR_WIDTH)):
@@ -186,6 +191,12 @@ def draw(board: Board) -> Group:
 def _readings_text(board: Board) -> str:
     text = f"{board.sent} readings sent ({board.rate:.0f}/s)"
     return text if board.counted is None else f"{text}, {board.counted} counted"
+
+
+def _models_text(board: Board) -> str:
+    return "models " + (
+        ", ".join(f"{model} ({devices})" for model, devices in board.models().items()) or "none"
+    )
 
 
 def _cells(row: DeviceRow) -> list[Text | ProgressBar]:

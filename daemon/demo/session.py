@@ -34,7 +34,6 @@ _WARMUP_READINGS = 300
 _HEALTHY_WITHIN_S = 30.0
 _DRAIN_S = 12.0  # how long the daemon may take to work off what was sent last
 _QUIET_S = 60.0  # scores of this long before the burn are its comparison
-_AFTERGLOW_S = 3.0  # a score is smoothed, so it may peak just after the burn
 _FRAME_S = 0.25
 _ASK_EVERY_S = 2.0  # between two looks at the daemon's own count
 
@@ -90,7 +89,7 @@ class Session:
         self._looks: deque[tuple[float, int]] = deque(maxlen=20)
         self._alarms: list[Alarm] = []
         self._host_scores: list[tuple[float, float]] = []  # wall time, score
-        self._models: dict[str, str] = {}
+        self._models_seen: set[str] = set()
         self._announced: dict[Fault, str] = {}
         self._feeds: list[Future[int]] = []
         self._burn: Burn | None = None
@@ -115,6 +114,8 @@ class Session:
                 self._drain(daemon)
                 if not daemon.healthy():
                     problem = f"the daemon is not healthy: {daemon.last_words()}"
+                elif not self._board.online:
+                    problem = "the daemon has not said that it is online"
         except KeyboardInterrupt:
             problem = "interrupted"
         except GruardError as error:
@@ -123,16 +124,16 @@ class Session:
 
     def _start(self, stack: ExitStack) -> DaemonChild:
         self._screen.event("starting the embedded MQTT broker")
-        broker = BrokerChild(self._directory)
+        broker = BrokerChild()
         stack.callback(broker.stop)
-        self._screen.event(f"starting the daemon against {LOOPBACK}:{broker.port_5}")
-        daemon = DaemonChild(self._directory, broker.port_5, _WARMUP_READINGS)
+        self._screen.event(f"starting the daemon against {LOOPBACK}:{broker.port}")
+        daemon = DaemonChild(self._directory, broker.port, _WARMUP_READINGS)
         stack.callback(daemon.stop)
         daemon.wait_healthy(_HEALTHY_WITHIN_S, self._clock, self._stop.wait)
-        watcher = stack.enter_context(Publisher(LOOPBACK, broker.port_311, "gruard-demo-watch"))
+        watcher = stack.enter_context(Publisher(LOOPBACK, broker.port, "gruard-demo-watch"))
         for topic in ("gruard/alerts/#", "gruard/state/#", "gruard/status"):
             watcher.subscribe(topic, lambda topic, payload: self._inbox.put((topic, payload)))
-        publisher = stack.enter_context(Publisher(LOOPBACK, broker.port_311, "gruard-demo-feed"))
+        publisher = stack.enter_context(Publisher(LOOPBACK, broker.port, "gruard-demo-feed"))
         stack.callback(publisher.wait_all, _DRAIN_S)
         pool = stack.enter_context(ThreadPoolExecutor(2, "demo-feed"))
         stack.callback(self._stop_feeds)
@@ -282,13 +283,12 @@ class Session:
 
     def _take_state(self, state: Mapping[str, object]) -> None:
         self._board.take_state(state)
-        device, score, model = state.get("device"), state.get("score"), state.get("model")
-        kind = "this machine" if device == self._host else "the pumps"
-        if isinstance(model, str) and model and self._models.get(kind) != model:
-            self._models[kind] = model
-            self._screen.event(f"model of {kind} is now {model}")
-            self._board.model = ", ".join(self._models.values())
-        if device == self._host and state.get("state") == "ready" and isinstance(score, int | float):
+        model, score = state.get("model"), state.get("score")
+        if isinstance(model, str) and model not in self._models_seen:
+            self._models_seen.add(model)
+            self._screen.event(f"model {model} takes charge of {state.get('device')}")
+        of_host = state.get("device") == self._host
+        if of_host and state.get("state") != "warming" and isinstance(score, int | float):
             self._host_scores.append((self._wall(), float(score)))
 
     def _take_alert(self, alert: Mapping[str, object]) -> None:
@@ -316,7 +316,7 @@ class Session:
         )
         burn = None
         if self._burn_at is not None:
-            burnt = (self._burn_at, self._burn_at + plan.burn_s + _AFTERGLOW_S)
+            burnt = (self._burn_at, self._burn_at + plan.burn_s)
             burn = judge_burn(self._host_scores, self._alarms, self._host, burnt, _QUIET_S)
         return Summary(
             verdicts=tuple(verdicts),
@@ -325,6 +325,7 @@ class Session:
             burn=burn,
             sent=sum(self._sent.values()),
             counted=self._counted,
-            models=self._models,
+            start_s=self._start_time_s,
+            models=self._board.models(),
             problem=problem,
         )

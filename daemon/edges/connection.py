@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from paho.mqtt.reasoncodes import ReasonCode
 
-_CONNACK_TIMEOUT_S = 10.0
+_CONNACK_TIMEOUT_S = 10.0  # for the answer to CONNECT
 _TURN_MS = 1000  # the network thread looks at keep-alive at least this often
 _LEAVE_TURNS = 10  # tenths of a second that DISCONNECT may wait for a socket that takes no bytes
 _READ_BURST = 64  # messages read between two looks at what is to be sent
@@ -86,6 +86,7 @@ class Connection:
         self._tokens: dict[int, int] = {}  # packet id of a publish -> its token
         self._arrived: list[Message] = []  # in the present burst
         self._log_line = ""  # paho's last low-level error before the broker answered
+        self._silent = False  # the broker let the keep-alive or our patience run out
         self.ending = Ending.UNREACHABLE
         self.accepted_s = clock()
         self.reason = "it closed the connection"
@@ -108,9 +109,12 @@ class Connection:
             self._turn(sock, bell)
             if self.fault is not None:
                 raise self.fault
-            if self.ending is Ending.UNREACHABLE and self._clock() > deadline_s:
-                raise BrokerError(f"it did not answer within {_CONNACK_TIMEOUT_S:.0f} s")
+            self._silent |= self.ending is Ending.UNREACHABLE and self._clock() > deadline_s
+            if self._silent:
+                break
         if self.ending is Ending.UNREACHABLE:
+            if self._silent:
+                raise BrokerError("it does not answer")
             self.ending = Ending.CLOSED_EARLY
             raise BrokerError(f"it closed the connection instead of answering{self._log_line}")
         if self.ending is not Ending.LOST:
@@ -188,13 +192,15 @@ class Connection:
 
         A burst is delivered at once, because waking the worker costs as much as reading a message.
         """
-        for count in range(1, _READ_BURST + 1):
-            self._client.loop_read()
-            if len(self._arrived) < count or self.fault is not None:
-                break
-        if self._arrived:
-            self._mailbox.deliver(self._arrived)
-            self._arrived = []
+        try:
+            for count in range(1, _READ_BURST + 1):
+                self._client.loop_read()
+                if len(self._arrived) < count or self.fault is not None:
+                    return
+        finally:
+            if self._arrived:
+                self._mailbox.deliver(self._arrived)
+                self._arrived = []
 
     def _send(self) -> None:
         """Pass on what the worker has queued, while the socket takes it."""
@@ -210,7 +216,7 @@ class Connection:
                 continue
             # Compared whole: within one connection the broker uses an acknowledged packet id again.
             current = message.generation == self._link.generation
-            if current and self._unacked.get(message.packet_id) == message:
+            if current and message.packet_id in self._unacked:
                 self._ready.add(message.packet_id)
             else:
                 self._link.stale_acks += 1
@@ -345,12 +351,11 @@ class Connection:
         code: ReasonCode,
         _p: Properties | None,
     ) -> None:
-        if self.ending is not Ending.LOST:
-            return
         if flags.is_disconnect_packet_from_server:
             self.reason = f"it closed the connection ({code.getName()})"
         elif code.getName() == "Keep alive timeout":
             self.reason = "it stopped answering"
+            self._silent = True
 
     @_guarded
     def _on_log(self, _client: mqtt.Client, _: Any, level: int, line: str) -> None:

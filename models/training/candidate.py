@@ -45,6 +45,9 @@ FEWEST_ROWS = 60
 TARGET_LIMIT = 8.0
 #: Caution of the gate: the net is trusted a little less than its held-back regression says.
 GATE_CAUTION = 1.1
+#: The share of the squared error of n rows that a useless correction explains stays under LUCK / n in 99 of
+#: 100 cases (chi squared, 1 degree of freedom); the net must explain more to be heard in a field.
+LUCK = 6.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class Panel:
     histories: list[History]
     readings: Aligned
     rows: dict[str, NDArray[Any]]  # scaling and clock of each device
-    seen: NDArray[np.bool_]  # (T, N, F) was seen, and the device was not in alarm
+    normal: NDArray[np.bool_]  # (T, N) the device was not in alarm
+    seen: NDArray[np.bool_]  # (T, N, F) was seen, in a normal row
     lags: NDArray[np.float32]  # (T, N, LAGS, F)
     cut: int  # rows from here on are held back, of every device
 
@@ -154,11 +158,12 @@ def _panel(histories: Mapping[str, History]) -> Panel:
     rows = blank(listed, [None] * len(listed), 0)
     readings = align(rows, listed)
     total = len(readings.valid)
-    seen = readings.mask.copy()
+    normal = np.zeros(readings.valid.shape, bool)
     for n, history in enumerate(listed):
-        seen[total - len(history.normal) :, n] &= history.normal[:, None]
+        normal[total - len(history.normal) :, n] = history.normal
+    seen = readings.mask & normal[..., None]
     lags = np.moveaxis(linear.lagged(np.moveaxis(readings.z, 0, 1), linear.LAGS), 0, 1)
-    return Panel(tuple(histories), listed, readings, rows, seen, lags, int(total * FIT_SHARE))
+    return Panel(tuple(histories), listed, readings, rows, normal, seen, lags, int(total * FIT_SHARE))
 
 
 def _fit_var(panel: Panel, before: int) -> NDArray[np.float32]:
@@ -167,7 +172,8 @@ def _fit_var(panel: Panel, before: int) -> NDArray[np.float32]:
     for n in range(len(panel.names)):
         first = int(panel.readings.valid[:, n].argmax())
         if before - first > linear.LAGS:
-            sums.add(panel.readings.z[first:before, n], panel.seen[first:before, n])
+            own = slice(first, before), n
+            sums.add(panel.readings.z[own], panel.seen[own], panel.normal[own])
     return sums.solve()
 
 
@@ -214,11 +220,17 @@ def _rms(r: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]
 def _gate(
     correction: NDArray[np.float32], residual: NDArray[np.float32], seen: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Weight per field in 0..1: cautious least squares of held-back residuals on corrections. -> (F,)."""
+    """Weight per field in 0..1: cautious least squares of held-back residuals on corrections. -> (F,).
+
+    0 where the squared error falls by less than luck alone would have it fall.
+    """
+    rows = np.maximum(seen.sum(axis=(0, 1)), 1)  # (F,)
     c, r = np.where(seen, correction, 0.0), np.where(seen, np.clip(residual, -5.0, 5.0), 0.0)
-    rows = seen.sum(axis=(0, 1))
-    slope = (c * r).sum(axis=(0, 1)) / (GATE_CAUTION * np.square(c).sum(axis=(0, 1)) + 1e-6 * rows + 1e-12)
-    return np.asarray(np.clip(slope, 0.0, 1.0), np.float32)
+    product, energy = (c * r).sum(axis=(0, 1)), np.square(c).sum(axis=(0, 1))  # (F,) each
+    slope = product / (GATE_CAUTION * energy + 1e-6 * rows + 1e-12)
+    weight = np.clip(slope, 0.0, 1.0)
+    gain = (2 * weight * product - weight**2 * energy) / (np.square(r).sum(axis=(0, 1)) + 1e-12)
+    return np.asarray(np.where(gain >= LUCK / rows, weight, 0.0), np.float32)
 
 
 def _pooled(series: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -1,0 +1,115 @@
+"""Training a candidate: what is shared, what is fixed per device, what is honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support_engine import plant_rows
+from support_models import quick_candidate
+
+from gruard.models.calibration import LEVEL_HIGH, LEVEL_LOW
+from gruard.models.enrolment import History, fitted_devices
+from gruard.models.errors import ModelError
+
+
+def history(n: int, seed: int = 0, scale: float = 1.0) -> History:
+    return History(np.arange(n, dtype=float), plant_rows(n, seed) * scale, np.ones(n, bool))
+
+
+def test_train_fixes_scaling_and_calibration_for_every_device() -> None:
+    """Devices of one group keep their own units and thresholds under shared weights."""
+    candidate = quick_candidate({"small": history(300), "large": history(300, 1, 100.0)})
+    assert candidate.devices == ("large", "small")
+    fitted = fitted_devices(candidate.devices, candidate.tensors)
+    ratio = fitted["large"].scale / fitted["small"].scale
+    assert (ratio > 50).all()
+    for known in fitted.values():
+        assert (known.quantile > known.median).all()
+        assert LEVEL_LOW <= known.level <= LEVEL_HIGH
+
+
+def test_train_gate_is_between_nothing_and_everything() -> None:
+    """The net is admitted field by field; its gate never amplifies."""
+    candidate = quick_candidate({"d": history(400)})
+    assert 0.0 <= candidate.report["gate_mean"] <= 1.0
+    assert np.isfinite(candidate.tensors["gate"]).all()
+
+
+def test_train_net_that_cannot_help_is_gated_out() -> None:
+    """On independent noise there is nothing to correct: the gate stays nearly shut."""
+    rows = np.random.default_rng(0).standard_normal((500, 2))
+    noise = History(np.arange(500.0), rows, np.ones(500, bool))
+    assert quick_candidate({"d": noise}).report["gate_mean"] == 0.0
+
+
+def test_train_is_deterministic() -> None:
+    """The same history and seed give the same tensors, bit by bit."""
+    first, second = (quick_candidate({"d": history(200)}, seed=3) for _ in range(2))
+    for name, tensor in first.tensors.items():
+        np.testing.assert_array_equal(tensor, second.tensors[name])
+    other = quick_candidate({"d": history(200)}, seed=4)
+    assert not np.array_equal(other.tensors["readout.weight"], first.tensors["readout.weight"])
+
+
+def test_train_rows_in_alarm_teach_nothing() -> None:
+    """A marked fault in the history leaves the linear weights nearly as they were."""
+    clean, spoilt = history(400), history(400)
+    spoilt.values[150:180] += 300
+    spoilt.normal[150:180] = False
+    a = quick_candidate({"d": clean}).tensors
+    b = quick_candidate({"d": spoilt}).tensors
+    unmarked = History(spoilt.time_s, spoilt.values, np.ones(400, bool))
+    c = quick_candidate({"d": unmarked}).tensors
+    marked_shift = np.abs(a["device.scale"] - b["device.scale"]).max()
+    assert marked_shift < 0.1 * np.abs(a["device.scale"] - c["device.scale"]).max()
+    marked = np.abs(a["var.weights"] - b["var.weights"]).max()
+    assert marked < np.abs(a["var.weights"] - c["var.weights"]).max()
+
+
+def test_train_short_history_is_refused_with_a_sentence() -> None:
+    """Too few rows make no model."""
+    with pytest.raises(ModelError, match="no device has"):
+        quick_candidate({"d": history(30)})
+
+
+def test_train_latecomers_are_left_out() -> None:
+    """A device that joined after the cut does not take part and does not spoil the round."""
+    candidate = quick_candidate({"old": history(400), "new": history(80, 1)})
+    assert candidate.devices == ("old",)
+
+
+def test_train_histories_of_different_length_are_aligned_at_the_newest() -> None:
+    """Devices with unequal histories train together."""
+    candidate = quick_candidate({"long": history(400), "short": history(300, 1)})
+    assert candidate.devices == ("long", "short")
+    assert candidate.rows == 700
+    assert all(np.isfinite(t).all() for t in candidate.tensors.values())
+
+
+def test_train_missing_values_and_gaps_are_native() -> None:
+    """Missing fields and irregular times train without a NaN anywhere."""
+    holes = history(400)
+    rng = np.random.default_rng(0)
+    holes.values[rng.random(holes.values.shape) < 0.2] = np.nan
+    times = np.cumsum(rng.exponential(30, 400))
+    candidate = quick_candidate({"d": History(times, holes.values, holes.normal)})
+    assert all(np.isfinite(t).all() for t in candidate.tensors.values())
+
+
+def test_train_field_never_seen_is_carried_without_harm() -> None:
+    """A field that is always missing has zero weights and a neutral scale."""
+    empty = history(300)
+    empty.values[:, 1] = np.nan
+    tensors = quick_candidate({"d": empty}).tensors
+    np.testing.assert_array_equal(tensors["var.weights"][:, 1], 0)
+    assert tensors["device.scale"][0, 1] == 1.0
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_train_every_cell_and_depth(cell: str, layers: int) -> None:
+    """Every live cell trains into a complete, finite package."""
+    candidate = quick_candidate({"d": history(200)}, cell=cell, layers=layers, dropout=0.1, steps=10)
+    assert candidate.config.cell == cell
+    assert set(candidate.config.weight_shapes()) <= set(candidate.tensors)
+    assert all(np.isfinite(t).all() for t in candidate.tensors.values())

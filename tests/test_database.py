@@ -1,0 +1,576 @@
+"""Opening the database, whatever lies in the directory, and the small tables."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, readings
+
+from gruard.daemon.edges import journal as journal_module
+from gruard.daemon.edges import schema
+from gruard.daemon.edges.database import Database, open_database, open_readonly
+from gruard.daemon.edges.rows import OutboxRow
+from gruard.daemon.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gruard.daemon.edges.history import Reader
+
+DEVICES = ("pump-1", "pump-2", "pump-3")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with open_database(tmp_path, now_s=NOW_S) as opened:
+        yield opened
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """A directory with a database that holds ten readings."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        database.append(readings(1, 10))
+        database.commit()
+    return tmp_path
+
+
+# --- directories and locks -------------------------------------------------------------------------------
+
+
+def test_open_makes_directory_and_files_for_their_owner_only(tmp_path: Path) -> None:
+    """Missing directories are made; nobody else may read what is in them."""
+    directory = tmp_path / "lib" / "gruard"
+    with open_database(directory, now_s=NOW_S) as database:
+        database.append(readings(1, 1))
+        database.commit()
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        for file in directory.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+        assert database.set_aside is None
+    assert sorted(file.name for file in directory.iterdir()) == ["gruard.db", "gruard.lock"]
+
+
+def test_database_writes_ahead_and_flushes_each_commit(database: Database) -> None:
+    """The settings that durability rests on are in force."""
+    assert database._all("PRAGMA journal_mode") == [("wal",)]
+    assert database._all("PRAGMA synchronous") == [(2,)]
+
+
+def test_open_of_a_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A file in the directory's place, or in its way, is a StateError in one sentence."""
+    (tmp_path / "file").write_text("x")
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StateError, match="cannot be used"):
+            open_database(directory, now_s=NOW_S)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_open_of_a_directory_without_rights_is_refused(used: Path) -> None:
+    """A directory or a file that may not be written is a StateError, and nothing is set aside."""
+    (used / "gruard.db").chmod(0o400)
+    with pytest.raises(StateError, match="Permission denied"):
+        open_database(used, now_s=NOW_S)
+    (used / "gruard.db").chmod(0o600)
+    used.chmod(0o500)
+    with pytest.raises(StateError, match="cannot be used: Permission denied"):
+        open_database(used, now_s=NOW_S)
+    used.chmod(0o000)
+    with pytest.raises(StateError, match="Permission denied"):
+        open_readonly(used)
+    used.chmod(0o700)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.count_readings() == 10
+
+
+def test_second_writer_is_refused_until_the_first_closes(used: Path) -> None:
+    """Two daemons never write one directory, in one process or in two."""
+    program = """
+        import sys
+        from pathlib import Path
+        from gruard.daemon.edges.database import open_database
+        from gruard.daemon.errors import StateError
+        try:
+            open_database(Path(sys.argv[1]), now_s=0.0).close()
+        except StateError as error:
+            print(error)
+    """
+    run = [sys.executable, "-c", textwrap.dedent(program), str(used)]
+    with open_database(used, now_s=NOW_S):
+        with pytest.raises(StateError, match="Another gruard is writing"):
+            open_database(used, now_s=NOW_S)
+        assert "Another gruard is writing" in subprocess.check_output(run, text=True)
+    assert subprocess.check_output(run, text=True) == ""
+
+
+def test_failed_open_lets_go_of_the_lock(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a refused start the next one is not told of another writer."""
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("nonsense",)))
+    for _ in range(2):
+        with pytest.raises(StateError, match="nonsense"):
+            open_database(used, now_s=NOW_S)
+
+
+# --- versions --------------------------------------------------------------------------------------------
+
+
+def _with_step(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, statements))
+
+
+def test_older_database_is_migrated_and_keeps_its_rows(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each missing step is run once, in order, and recorded."""
+    with monkeypatch.context() as patch:
+        _with_step(patch, "ALTER TABLE alerts ADD COLUMN note TEXT")
+        _with_step(patch, "UPDATE meta SET value = value", "CREATE INDEX alerts_note ON alerts (note)")
+        for _ in range(2):
+            with open_database(used, now_s=NOW_S) as database:
+                assert database.set_aside is None
+                assert database._all("PRAGMA user_version") == [(3,)]
+                assert database.meta("schema_version") == "3"
+                assert database._all("SELECT note FROM alerts") == []
+                assert database.count_readings() == 10
+        with open_readonly(used) as reader:
+            assert reader.count_readings() == 10
+
+
+def test_failed_migration_changes_nothing(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails leaves the file at its version, where the older gruard still reads it."""
+    with monkeypatch.context() as patch:
+        _with_step(patch, "ALTER TABLE alerts ADD COLUMN note TEXT", "INSERT INTO meta VALUES ('a', NULL)")
+        with pytest.raises(StateError, match="NOT NULL"):
+            open_database(used, now_s=NOW_S)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        assert database.count_readings() == 10
+
+
+def test_newer_database_is_refused_and_left_alone(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A downgraded gruard says what to do instead of touching what it does not understand."""
+    with monkeypatch.context() as patch:
+        _with_step(patch, "ALTER TABLE alerts ADD COLUMN note TEXT")
+        open_database(used, now_s=NOW_S).close()
+    content = (used / "gruard.db").read_bytes()
+    for opening in (lambda: open_database(used, now_s=NOW_S), lambda: open_readonly(used)):
+        with pytest.raises(StateError, match="schema version 2 and this gruard knows up to 1"):
+            opening()
+    assert (used / "gruard.db").read_bytes() == content
+    assert not list(used.glob("*damaged*"))
+
+
+def test_reader_of_an_older_database_says_so(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the writer migrates; a reader before it asks for a start of the daemon."""
+    _with_step(monkeypatch, "ALTER TABLE alerts ADD COLUMN note TEXT")
+    with pytest.raises(StateError, match="older gruard"):
+        open_readonly(used)
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+def _rewrite(change: Callable[[bytearray], bytes | None]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        content = bytearray((directory / "gruard.db").read_bytes())
+        changed = change(content)
+        (directory / "gruard.db").write_bytes(content if changed is None else changed)
+
+    return damage
+
+
+def _replace_by_foreign(directory: Path) -> None:
+    (directory / "gruard.db").unlink()
+    connection = sqlite3.connect(directory / "gruard.db")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE t (a)")
+    connection.close()
+
+
+def _replace_by_folder(directory: Path) -> None:
+    (directory / "gruard.db").unlink()
+    (directory / "gruard.db").mkdir()
+
+
+def _leave_only_the_log(directory: Path) -> None:
+    (directory / "gruard.db").unlink()
+    (directory / "gruard.db-wal").write_bytes(b"what was committed")
+
+
+def _put_a_folder_for_the_log(directory: Path) -> None:
+    (directory / "gruard.db-wal").mkdir()
+
+
+def _execute(*statements: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        connection = sqlite3.connect(directory / "gruard.db", isolation_level=None)
+        for statement in statements:
+            connection.execute(statement)
+        connection.close()
+
+    return damage
+
+
+DAMAGES = {
+    "empty": _rewrite(lambda _: b""),
+    "text": _rewrite(lambda _: b"this is no database\n" * 300),
+    "zeros": _rewrite(lambda content: bytes(len(content))),
+    "header only": _rewrite(lambda content: bytes(content[:100])),
+    "cut in the middle": _rewrite(lambda content: bytes(content[: len(content) // 2])),
+    "cut inside a page": _rewrite(lambda content: bytes(content[:-5000])),
+    "magic": _rewrite(lambda content: content.__setitem__(3, 0)),
+    "no longer a WAL database": _rewrite(lambda content: content.__setitem__(slice(18, 20), b"\1\1")),
+    "unknown write version": _rewrite(lambda content: content.__setitem__(18, 9)),
+    "application id": _rewrite(lambda content: content.__setitem__(70, 0)),
+    "one version number": _rewrite(lambda content: content.__setitem__(63, 77)),
+    "version number below zero": _rewrite(lambda content: content.__setitem__(60, 0xFF)),
+    "schema table": _rewrite(lambda content: content.__setitem__(slice(100, 300), bytes(200))),
+    "all but the first page": _rewrite(lambda content: content.__setitem__(slice(4096, None), bytes(8192))),
+    "foreign database": _replace_by_foreign,
+    "a folder": _replace_by_folder,
+    "log without database": _leave_only_the_log,
+    "folder for the log": _put_a_folder_for_the_log,
+    "table missing": _execute("DROP TABLE outbox"),
+    "column missing": _execute("ALTER TABLE alerts DROP COLUMN payload"),
+    "index missing": _execute("DROP INDEX outbox_topic"),
+    "trigger added": _execute("CREATE TRIGGER t AFTER INSERT ON readings BEGIN DELETE FROM readings; END"),
+    "schema text": _execute(
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'severity', 'sevErity') WHERE name = 'alerts'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_database_is_set_aside_and_the_start_goes_on(used: Path, kind: str) -> None:
+    """Whatever lies in the database's place is kept under another name and an empty one begun."""
+    DAMAGES[kind](used)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is not None
+        assert database.set_aside.name.startswith("gruard.db.damaged-20260101T000000Z")
+        assert database.set_aside.exists()
+        assert database.next_lsn == 1
+        database.append(readings(1, 5))
+        database.commit()
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        assert database.count_readings() == 5
+
+
+def test_set_aside_takes_the_log_along_and_never_overwrites(used: Path) -> None:
+    """The file and its log keep belonging together, and two in one second get two names."""
+    names = []
+    for number in range(3):
+        (used / "gruard.db").write_bytes(b"broken %d" % number)
+        (used / "gruard.db-wal").write_bytes(b"log %d" % number)
+        with open_database(used, now_s=NOW_S) as database:
+            assert database.set_aside is not None
+            names.append(database.set_aside.name)
+    first = "gruard.db.damaged-20260101T000000Z"
+    assert names == [first, f"{first}-2", f"{first}-3"]
+    for number, name in enumerate(names):
+        assert (used / name).read_bytes() == b"broken %d" % number
+        assert (used / f"{name}-wal").read_bytes() == b"log %d" % number
+
+
+def test_remains_of_a_broken_off_creation_are_no_hindrance(tmp_path: Path) -> None:
+    """A half-made new file from a start that was killed is made again."""
+    for suffix in ("", "-journal", "-wal"):
+        (tmp_path / f"gruard.db.new{suffix}").write_bytes(b"half")
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        database.append(readings(1, 1))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gruard.db", "gruard.lock"]
+
+
+def test_database_that_failed_in_use_is_looked_at_thoroughly(used: Path) -> None:
+    """What the quick check passes and use finds damaged is set aside at the next start, not used for ever."""
+    with open_database(used, now_s=NOW_S) as database:
+        for number in range(2000):
+            database.put_outbox(f"topic-{number:04}", b"x", 1, retain=False, key="k")
+        database.commit()
+        (root,) = database._all("SELECT rootpage FROM sqlite_schema WHERE name = 'outbox_topic'")[0]
+    content = (used / "gruard.db").read_bytes()
+    # The index, not the table, names other rows: invisible to the quick check.
+    place = content.index(b"topic-1000", content.index(b"topic-1000") + 1)
+    assert root
+    broken = bytearray(content)
+    broken[place + 10 : place + 12] = b"\x7f\xff"
+    (used / "gruard.db").write_bytes(broken)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        with pytest.raises(StateError, match="malformed"):
+            database.put_outbox("topic-1000", b"x", 1, retain=False, key="k", replace=True)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is not None
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+    assert not (used / "gruard.db.suspect").exists()
+
+
+def test_suspected_database_that_proves_sound_is_kept(used: Path) -> None:
+    """The mark of a failure in use is taken away by a thorough check that finds nothing."""
+    (used / "gruard.db.suspect").touch()
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        assert database.count_readings() == 10
+    assert not (used / "gruard.db.suspect").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "damaged"),
+    [
+        (sqlite3.SQLITE_CORRUPT, True),
+        (sqlite3.SQLITE_NOTADB, True),
+        (sqlite3.SQLITE_IOERR_READ, True),
+        (sqlite3.SQLITE_FULL, False),
+        (sqlite3.SQLITE_IOERR_WRITE, False),
+        (sqlite3.SQLITE_IOERR_FSYNC, False),
+        (sqlite3.SQLITE_BUSY, False),
+        (sqlite3.SQLITE_CANTOPEN, False),
+        (sqlite3.SQLITE_CONSTRAINT_UNIQUE, False),
+    ],
+)
+def test_only_damage_counts_as_damage(code: int, damaged: bool) -> None:  # noqa: FBT001 - a table's column
+    """A full disk, a busy file or missing rights are no damage; an unreadable sector is."""
+    error = sqlite3.OperationalError("x")
+    error.sqlite_errorcode = code
+    assert schema.is_damage(error) is damaged
+
+
+def test_disk_without_room_at_start_keeps_the_database(used: Path) -> None:
+    """When no byte can be written the start is refused, and the database is there once it can."""
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from gruard.daemon.edges.database import open_database
+        from gruard.daemon.errors import StateError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        try:
+            open_database(Path(sys.argv[1]), now_s=0.0)
+        except StateError as error:
+            print(error)
+    """
+    run = [sys.executable, "-c", textwrap.dedent(program), str(used)]
+    assert "cannot be opened" in subprocess.check_output(run, text=True)
+    with open_database(used, now_s=NOW_S) as database:
+        assert database.set_aside is None
+        assert database.count_readings() == 10
+
+
+def _fill(database: Database) -> None:
+    for first in range(1, 400, 20):
+        database.append(readings(first, 20, DEVICES))
+    database.append([reading(401, "pump-1", fields=("temp",))])
+    database.save_checkpoints(checkpoint(name, state=os.urandom(300)) for name in DEVICES)
+    for number in range(20):
+        database.put_outbox(f"topic-{number}", b"payload", 1, retain=False, key=f"k-{number}")
+        database.save_alert(alert(f"a-{number}", resolved_s=None if number % 2 else NOW_S))
+        database.add_model(model(f"m-{number}"))
+    database.activate_model("m-3", 100, NOW_S)
+    database.set_meta("key", "value")
+    database.commit()
+
+
+def _read_everything(reader: Reader) -> None:
+    for name in DEVICES:
+        for found in (reader.history(name, FIELDS, 300), reader.history_many(DEVICES, FIELDS, 20)[name]):
+            for lsn, time_s, values in zip(found.lsn, found.time_s, found.values, strict=True):
+                assert DEVICES[lsn % 3] == name or lsn == 401
+                assert time_s == NOW_S + lsn
+                assert values[0] == lsn
+    for row in reader.readings_after(0, batch=50):
+        assert row.device == "pump-1" or DEVICES[row.lsn % 3] == row.device
+        assert row.values[0] == row.lsn
+        assert (row.source, row.flags, row.score) == ("plant", row.lsn % 3, 0.25)
+    for kept in reader.checkpoints():
+        assert kept.lsn == 7
+        assert len(kept.state) == 300
+    reader.devices()
+    reader.count_readings()
+    reader.outbox(100)
+    reader.outbox_pending()
+    reader.alerts(100)
+    reader.models()
+    reader.live_models()
+    reader.meta("key")
+
+
+def _exercise(database: Database) -> None:
+    _read_everything(database)
+    database.append(readings(database.next_lsn + database.next_lsn % 3, 300, DEVICES))
+    database.save_checkpoints([checkpoint("pump-2", state=bytes(300))])
+    database.put_outbox("topic-3", b"payload", 1, retain=True, key="k", replace=True)
+    database.outbox_done([1, 2, 3])
+    database.save_alert(alert("a-3"))
+    database.forget_device("pump-3")
+    while database.prune(30, database.next_lsn, 500):
+        pass
+    database.commit()
+
+
+@pytest.mark.parametrize("first_seed", range(0, 120, 20))
+def test_flipped_bytes_anywhere_never_stop_a_start_nor_change_a_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_seed: int
+) -> None:
+    """With random bytes of file or log changed, every start works and what is read is right or left out."""
+    monkeypatch.setattr(journal_module, "TAIL_RECORDS", 100)
+    with open_database(tmp_path / "whole", now_s=NOW_S) as database:
+        _fill(database)
+        shutil.copytree(tmp_path / "whole", tmp_path / "crashed")
+    outcomes = set()
+    for seed in range(first_seed, first_seed + 20):
+        rng = random.Random(seed)
+        directory = tmp_path / f"flipped-{seed}"
+        shutil.copytree(tmp_path / rng.choice(["whole", "crashed"]), directory)
+        victims = [file for name in ("", "-wal") if (file := directory / f"gruard.db{name}").exists()]
+        victim = rng.choice(victims)
+        content = bytearray(victim.read_bytes())
+        for _ in range(rng.choice([1, 1, 4, 64])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        victim.write_bytes(content)
+        outcomes.add(_survives(directory))
+    assert "sound" in outcomes
+    assert len(outcomes) > 1
+
+
+def _survives(directory: Path) -> str:
+    try:
+        with open_readonly(directory) as reader:
+            _read_everything(reader)
+    except StateError:
+        pass
+    outcome = "sound"
+    for _ in range(3):
+        with open_database(directory, now_s=NOW_S) as database:
+            if database.set_aside is not None:
+                outcome = "set aside"
+            try:
+                _exercise(database)
+            except StateError:
+                outcome = "failed in use"
+                continue
+            if database.skipped_rows:
+                outcome = "rows left out"
+            return outcome
+    raise AssertionError("it fails at every start")
+
+
+# --- outbox, alerts, models, meta ------------------------------------------------------------------------
+
+
+def test_outbox_keeps_order_and_drops_what_is_done(tmp_path: Path) -> None:
+    """Messages come out as they were put in, survive a restart, and go when they are done."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        seqs = [database.put_outbox("t", b"\x00%d" % n, 1, retain=n == 2, key=f"k{n}") for n in range(5)]
+        database.commit()
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert [row.seq for row in database.outbox(10)] == seqs
+        assert database.outbox(3)[2] == OutboxRow(seqs[2], "t", b"\x002", 1, retain=True, key="k2")
+        database.outbox_done([seqs[0], seqs[3], 999])
+        assert [row.key for row in database.outbox(10)] == ["k1", "k2", "k4"]
+        assert database.outbox_pending() == 3
+
+
+def test_outbox_replaces_an_unsent_row_of_the_same_topic(database: Database) -> None:
+    """Of a retained topic only the newest waits, under a new number that a late receipt cannot drop."""
+    old = database.put_outbox("state/pump-1", b"old", 1, retain=True, key="pump-1", replace=True)
+    database.put_outbox("state/pump-2", b"other", 1, retain=True, key="pump-2", replace=True)
+    new = database.put_outbox("state/pump-1", b"new", 1, retain=True, key="pump-1", replace=True)
+    assert new > old
+    database.outbox_done([old])
+    assert [(row.seq, row.payload) for row in database.outbox(10)][-1] == (new, b"new")
+    assert database.outbox_pending() == 2
+
+
+def test_outbox_never_uses_a_number_twice(tmp_path: Path) -> None:
+    """A number stays used after its message is gone, through a restart too."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        seq = database.put_outbox("t", b"", 1, retain=False, key="k")
+        database.outbox_done([seq])
+        database.commit()
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert database.put_outbox("t", b"", 1, retain=False, key="k") > seq
+
+
+def test_alerts_are_kept_by_id_newest_first(database: Database) -> None:
+    """A later word on an alert replaces the earlier; open ones can be asked for alone."""
+    database.save_alert(alert("a-1", opened_s=NOW_S))
+    database.save_alert(alert("a-2", opened_s=NOW_S + 60))
+    database.save_alert(alert("a-1", opened_s=NOW_S, resolved_s=NOW_S + 90))
+    assert database.alerts(10) == [alert("a-2", NOW_S + 60), alert("a-1", NOW_S, NOW_S + 90)]
+    assert [row.id for row in database.alerts(1)] == ["a-2"]
+    assert [row.id for row in database.alerts(10, open_only=True)] == ["a-2"]
+
+
+def test_activated_model_retires_the_one_before_it_in_its_group(database: Database) -> None:
+    """One model is live per group, it knows its first reading, and other groups are left alone."""
+    for identity, group in [("m-1", "a"), ("m-2", "a"), ("m-3", "b")]:
+        database.add_model(model(identity, group))
+    database.activate_model("m-1", 10, NOW_S)
+    database.activate_model("m-3", 11, NOW_S)
+    database.activate_model("m-2", 500, NOW_S + 9)
+    database.add_model(model("m-4", "a", status="rejected"))
+    assert {row.id: row.status for row in database.models()} == {
+        "m-1": "retired", "m-2": "live", "m-3": "live", "m-4": "rejected",
+    }  # fmt: skip
+    live = {row.group: row for row in database.live_models()}
+    assert (live["a"].id, live["a"].activated_lsn, live["a"].activated_s) == ("m-2", 500, NOW_S + 9)
+    assert database.models()[0].activated_lsn == 10
+    database.activate_model("m-1", 900, NOW_S + 20)
+    assert {row.id for row in database.live_models()} == {"m-1", "m-3"}
+
+
+def test_model_entry_is_written_anew(database: Database) -> None:
+    """A candidate that is judged keeps one entry."""
+    database.add_model(model("m-1"))
+    database.add_model(model("m-1", status="rejected"))
+    assert database.models() == [model("m-1", status="rejected")]
+
+
+def test_unknown_model_cannot_be_activated(database: Database) -> None:
+    """A model without an entry is refused and the live one stays."""
+    database.add_model(model("m-1"))
+    database.activate_model("m-1", 1, NOW_S)
+    database.commit()
+    with pytest.raises(StateError, match="not in the registry"):
+        database.activate_model("m-2", 2, NOW_S)
+    assert [row.id for row in database.live_models()] == ["m-1"]
+
+
+def test_meta_keeps_named_values(tmp_path: Path) -> None:
+    """A value is kept until the next one of its name."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert database.meta("checkpoint") is None
+        database.set_meta("checkpoint", "1")
+        database.set_meta("checkpoint", "2")
+        database.commit()
+    with open_readonly(tmp_path) as reader:
+        assert reader.meta("checkpoint") == "2"
+
+
+def test_group_of_all_kinds_is_one_whole(tmp_path: Path) -> None:
+    """Readings, alert, outbox and checkpoint of one group are there together or not at all."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        _fill(database)
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert database.count_readings() == 401
+        database.append(readings(402, 5))
+        database.save_alert(alert("late"))
+        database.put_outbox("late", b"", 1, retain=False, key="late")
+        database.save_checkpoints([checkpoint("late")])
+        database.set_meta("late", "1")
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert database.count_readings() == 401
+        assert database.outbox_pending() == 20
+        assert "late" not in {row.id for row in database.alerts(100)}
+        assert "late" not in {row.device for row in database.checkpoints()}
+        assert database.meta("late") is None

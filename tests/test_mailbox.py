@@ -1,0 +1,131 @@
+"""What the network thread and the worker thread hand each other."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gruard.daemon.edges.mailbox import MAX_IN_FLIGHT, MAX_WAITING, Mailbox, Outgoing
+from gruard.daemon.records import Message
+
+
+class _Rings:
+    """Counts how often the network thread was woken."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest.fixture
+def rings() -> _Rings:
+    return _Rings()
+
+
+def _message(number: int, qos: int) -> Message:
+    return Message(topic="t", payload=b"%d" % number, received_s=0.0, qos=qos, packet_id=number)
+
+
+def _offer(mailbox: Mailbox, qos: int) -> int | None:
+    return mailbox.offer("t", b"", qos, retain=False, content_type=None, schema=None)
+
+
+def test_qos_0_is_shed_at_the_capacity_and_qos_1_is_not(rings: _Rings) -> None:
+    """A full inbox costs QoS 0 messages, newest first and counted, and never one of QoS 1."""
+    mailbox = Mailbox(2, rings)
+    mailbox.deliver([_message(number, qos=0) for number in (1, 2, 3)])
+    mailbox.deliver([_message(4, qos=1)])
+    assert [message.packet_id for message in mailbox.take(10, 0.0)] == [1, 2, 4]
+    assert mailbox.shed == 1
+
+
+def test_reading_pauses_at_twice_the_capacity_and_resumes_by_a_ring(rings: _Rings) -> None:
+    """The network thread stops reading at the bound and is woken by the take that makes room."""
+    mailbox = Mailbox(2, rings)
+    mailbox.deliver([_message(number, qos=1) for number in (1, 2, 3)])
+    assert not mailbox.paused
+    mailbox.deliver([_message(4, qos=1)])
+    assert mailbox.paused
+    mailbox.take(1, 0.0)
+    assert not mailbox.paused
+    assert rings.count == 1
+
+
+def test_take_wakes_for_the_first_message(rings: _Rings) -> None:
+    """An empty inbox is waited on, and the wait ends with the message rather than with the timeout."""
+    mailbox = Mailbox(2, rings)
+    taken: list[Message] = []
+    worker = threading.Thread(target=lambda: taken.extend(mailbox.take(10, 60.0)))
+    worker.start()
+    mailbox.deliver([_message(1, qos=1)])
+    worker.join(10)
+    assert [message.packet_id for message in taken] == [1]
+
+
+def test_take_of_an_empty_inbox_ends_with_the_timeout(rings: _Rings) -> None:
+    """Nothing arrived is an empty list."""
+    assert Mailbox(2, rings).take(10, 0.01) == []
+
+
+def test_publish_is_refused_while_not_connected(rings: _Rings) -> None:
+    """Nothing queues up for a broker that is away: that queue is on disk."""
+    mailbox = Mailbox(2, rings)
+    assert _offer(mailbox, 0) is None
+    assert _offer(mailbox, 1) is None
+    mailbox.open(MAX_IN_FLIGHT)
+    mailbox.close()
+    assert _offer(mailbox, 1) is None
+
+
+def test_qos_1_publishes_stop_at_the_limit_until_one_is_settled(rings: _Rings) -> None:
+    """Twenty are open at most, however many the broker would take, and each answer makes room for one."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(60_000)
+    tokens = [_offer(mailbox, 1) for _ in range(MAX_IN_FLIGHT)]
+    assert None not in tokens
+    assert len(set(tokens)) == MAX_IN_FLIGHT
+    assert _offer(mailbox, 1) is None
+    assert _offer(mailbox, 0) is not None
+    assert tokens[0] is not None
+    mailbox.settle(tokens[0], accepted=True)
+    assert mailbox.confirmed() == [tokens[0]]
+    assert mailbox.confirmed() == []
+    assert _offer(mailbox, 1) is not None
+
+
+def test_open_publishes_fail_with_the_connection_and_are_not_sent_on_the_next(rings: _Rings) -> None:
+    """The end of a connection hands every unanswered token back once, and clears what had not gone out."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(20)
+    tokens = [_offer(mailbox, 1) for _ in range(3)]
+    acknowledged = [_message(1, qos=1)]
+    mailbox.acknowledge(acknowledged)
+    mailbox.close()
+    assert mailbox.failed() == tokens
+    assert mailbox.failed() == []
+    mailbox.open(20)
+    assert mailbox.next_outgoing() is acknowledged  # kept: the connection counts it as out of date
+    assert mailbox.next_outgoing() is None
+
+
+def test_refused_publish_comes_back_as_failed(rings: _Rings) -> None:
+    """A broker's no is told apart from its yes."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(20)
+    token = _offer(mailbox, 1)
+    assert token is not None
+    mailbox.settle(token, accepted=False)
+    assert (mailbox.confirmed(), mailbox.failed()) == ([], [token])
+
+
+def test_waiting_publishes_are_bounded(rings: _Rings) -> None:
+    """A connected broker that reads nothing costs QoS 0 publishes, not memory."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(20)
+    assert all(_offer(mailbox, 0) is not None for _ in range(MAX_WAITING))
+    assert _offer(mailbox, 0) is None
+    assert isinstance(mailbox.next_outgoing(), Outgoing)
+    assert _offer(mailbox, 0) is not None

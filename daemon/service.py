@@ -18,7 +18,6 @@ from types import FrameType  # noqa: TC003 - part of a signal handler's signatur
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from gruard.daemon import __version__
 from gruard.daemon.announcer import Announcer
@@ -71,15 +70,12 @@ class Service:
         self._base = settings.alerts.base
         self._notifier = Notifier(environ)
         self._sources = Sources(source_options(settings))
-        self._registry = CollectorRegistry()
-        self._metrics = Metrics(
-            self._registry, version=__version__, labelled_devices=settings.limits.labelled_devices
-        )
+        self._metrics = Metrics(version=__version__, labelled_devices=settings.limits.labelled_devices)
         self._snapshot = Snapshot(time.monotonic())
         self._stopping = False
         self._unacked: list[Message] = []  # scored or refused, waiting for the commit
         self._commit_due_s: float | None = None  # None: nothing waits for a commit
-        self._resets = 0
+        self._resets = self._shed = 0  # totals already counted
 
     # -- start-up ------------------------------------------------------------------------------
 
@@ -272,7 +268,12 @@ class Service:
         database = self._pipeline.database
         metrics.set_mqtt_connected(status.connected)
         metrics.reconnects_seen(status.reconnects)
+        # Shed messages were never decoded: each counts as one reading that came and went.
+        metrics.messages_received(status.shed - self._shed)
+        metrics.readings_received(status.shed - self._shed)
+        metrics.readings("shed", status.shed - self._shed)
         metrics.shed_seen("inbox_full", status.shed)
+        self._shed = status.shed
         metrics.set_inbox(status.inbox + self._pipeline.backlog)
         metrics.set_outbox(database.outbox_pending())
         metrics.set_journal_bytes(database.size_bytes())

@@ -45,8 +45,8 @@ MAX_MAGNITUDE = 1e6
 #: Rows stepped at a time, so that the gates of a chunk stay in the second-level cache.
 CHUNK_ROWS = 512
 #: BLAS takes another path for a single row, and kernels for narrow products depend on the number of
-#: rows. With at least two rows and a width in multiples of 16, OpenBLAS on AVX-512 gives a device the same
-#: bits whoever shares its batch (for H a multiple of 16); elsewhere results agree within 1e-6.
+#: rows. With two rows at least and widths in multiples of 16 (H is the caller's to choose), OpenBLAS on
+#: AVX-512 gives a device the same bits whoever shares its batch; elsewhere results agree within 1e-6.
 MIN_ROWS = 2
 OUTPUT_MULTIPLE = 16
 
@@ -179,8 +179,10 @@ class _GRULayer:
         r, z, _ = _gate_matrices(weight_ih, weight_hh, bias_ih + bias_hh, gates=3)
         hidden = weight_hh.shape[1]
         self.reset_update = np.stack((r, z)) * np.float32(0.5)  # (2, I+1+H, H), halved for _sigmoid_of_double
-        self.candidate_x = np.vstack((weight_ih[2 * hidden :].T, bias_ih[2 * hidden :]))  # (I+1, H)
-        self.candidate_h = np.vstack((bias_hh[2 * hidden :], weight_hh[2 * hidden :].T))  # (1+H, H)
+        w_in, b_in = weight_ih[2 * hidden :], bias_ih[2 * hidden :]
+        w_hn, b_hn = weight_hh[2 * hidden :], bias_hh[2 * hidden :]
+        self.candidate_x = np.ascontiguousarray(np.vstack((w_in.T, b_in)))  # (I+1, H)
+        self.candidate_h = np.ascontiguousarray(np.vstack((b_hn, w_hn.T)))  # (1+H, H)
 
     def step(self, joined: Floats, gates: Floats, old: list[Floats], new: list[Floats]) -> None:
         (h,), (after,) = old, new
@@ -239,7 +241,10 @@ _LAYER_TYPES: dict[str, type[_Layer]] = {"gru": _GRULayer, "lstm": _LSTMLayer, "
 
 
 def _gate_matrices(weight_ih: Floats, weight_hh: Floats, bias: Floats, gates: int) -> list[Floats]:
-    """Per gate the matrix (I+1+H, H) that [x | 1 | h] is multiplied with; torch stacks the gates by rows."""
+    """Per gate the matrix (I+1+H, H) that [x | 1 | h] is multiplied with; torch stacks the gates by rows.
+
+    Row-major, like every matrix here: BLAS takes other paths, with other roundings, for the rest.
+    """
     joined = np.vstack((weight_ih.T, bias, weight_hh.T))  # (I+1+H, gates*H)
     return [np.ascontiguousarray(part) for part in np.split(joined, gates, axis=1)]
 

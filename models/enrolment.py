@@ -38,6 +38,9 @@ WARM_SHARE = 1 / 3
 #: The model may take over when its held-back error is at most this multiple of the baseline's. Not 1:
 #: forecast skill does not rank detectors, and a baseline that follows every fault forecasts it well.
 MAY_LOSE = 1.25
+#: A device fitted on T rows has its alarm levels widened by 1 + UNSEEN / T: fifty readings of a machine that
+#: switches once a minute have not seen all it does, and a false alarm on the first evening is never forgiven.
+UNSEEN = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +247,8 @@ def _calibrate(
         u = calibration.exceedance(
             e_held[:, which], rows["median"][n, which], rows["quantile"][n, which]
         ).reshape(total, -1)  # (T, S)
-        rows["level"][n, side] = calibration.alarm_level(calibration.combine(u[held]), rate)
+        level = calibration.alarm_level(calibration.combine(u[held]), rate)
+        rows["level"][n, side] = level * (1.0 + UNSEEN / total)
     if known is not None:
         rows["level"][n, 1] = known.level
     return skill

@@ -117,7 +117,7 @@ def test_receive_refused_readings_leave_scores_untouched() -> None:
 
 def test_receive_missing_fields_are_scored_without_them() -> None:
     """A reading without some fields is scored by the rest; the missing ones are None, never 0 or NaN."""
-    rows = broken(plant_rows(200), 150, 20)
+    rows = broken(plant_rows(400), 350, 20)
     series = readings_of("a", rows)
     gaps = [
         reading("a", r.time_s, {k: v for k, v in r.values.items() if k != "f1"}) if n % 3 == 0 else r

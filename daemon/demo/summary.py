@@ -188,7 +188,7 @@ def judge_burn(
     about_cpu = (
         alarm.message
         for alarm in alarms
-        if alarm.device == device and begin <= alarm.opened_s <= end and alarm.cpu_share >= 0.5  # noqa: PLR2004 (mostly)
+        if alarm.device == device and begin <= alarm.opened_s <= end and alarm.cpu_share >= 0.5
     )
     return BurnVerdict(
         before=_median_and_highest([score for time_s, score in pairs if begin - quiet_s <= time_s < begin]),

@@ -214,9 +214,8 @@ class Connection:
         for message in messages:
             if message.qos == 0:
                 continue
-            # Compared whole: within one connection the broker uses an acknowledged packet id again.
-            current = message.generation == self._link.generation
-            if current and message.packet_id in self._unacked:
+            # Compared whole: packet ids come again on the next connection, and on this one once acknowledged.
+            if self._unacked.get(message.packet_id) == message:
                 self._ready.add(message.packet_id)
             else:
                 self._link.stale_acks += 1
@@ -226,7 +225,7 @@ class Connection:
                 return
             self._ready.remove(packet_id)
             del self._unacked[packet_id]
-            self._client.ack(packet_id, message.qos)
+            pass
 
     def _publish(self, item: Outgoing) -> None:
         properties = None

@@ -75,6 +75,8 @@ class Service:
         self._stopping = False
         self._unacked: list[Message] = []  # scored or refused, waiting for the commit
         self._commit_due_s: float | None = None  # None: nothing waits for a commit
+        # With half of its window unacknowledged, the broker is about to wait for us: do not wait for more.
+        self._commit_at = min(settings.state.commit_readings, -(-settings.mqtt.receive_maximum // 2))
         self._resets = self._shed = 0  # totals already counted
 
     # -- start-up ------------------------------------------------------------------------------
@@ -155,8 +157,7 @@ class Service:
             self._metrics.observe_batch(len(events), time.perf_counter() - began)
             self._count(events)
         if self._commit_due_s is not None and not pipeline.backlog:
-            full = len(self._unacked) >= self._settings.state.commit_readings
-            if full or now >= self._commit_due_s:
+            if len(self._unacked) >= self._commit_at or now >= self._commit_due_s:
                 self._commit()
         self._collect_training()
         if self._announcer.send(now, committed=self._commit_due_s is None):

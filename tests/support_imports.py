@@ -109,7 +109,7 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "broker": frozenset({"connection", "link", "mailbox", "reconnect"}),
     "connection": frozenset({"link", "mailbox", "reconnect"}),
     "link": frozenset({"reconnect"}),
-    "database": frozenset({"history", "journal", "rows", "schema"}),
+    "database": frozenset({"history", "journal", "packs", "rows", "schema"}),
     "journal": frozenset({"history", "packs", "rows", "schema"}),
     "history": frozenset({"packs", "rows"}),
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
@@ -118,7 +119,7 @@ class Mosquitto:
 
 
 def publish(port: int, topic: str, *payloads: str | bytes, qos: int = 1, options: Iterable[str] = ()) -> None:
-    """Publish each payload with mosquitto_pub, in order, over one connection; waits until they are taken.
+    """Publish the payloads with mosquitto_pub, in order, over one connection; waits until they are taken.
 
     A payload must not hold a newline: several go in as lines.
     """
@@ -197,9 +198,11 @@ class ScriptedBroker:
     For faults that no real broker shows. `connections` counts those accepted, `packets` keeps all that came.
     """
 
-    def __init__(self, reply: Callable[[int, bytes], bytes | None], greeting: bytes = b"") -> None:
+    def __init__(
+        self, reply: Callable[[int, bytes], bytes | None], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._reply = reply
-        self._greeting = greeting
+        self._tls = tls
         self.connections = 0
         self.packets: list[tuple[int, bytes]] = []
         self._server = socket.create_server((HOST, 0))
@@ -214,6 +217,8 @@ class ScriptedBroker:
             except OSError:
                 return
             self.connections += 1
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
             self._open.append(client)
             thread = threading.Thread(target=self._serve, args=(client,))
             self._threads.append(thread)
@@ -221,7 +226,6 @@ class ScriptedBroker:
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError), client, client.makefile("rb") as stream:
-            client.sendall(self._greeting)
             while head := stream.read(1):
                 length, shift = 0, 0
                 while True:

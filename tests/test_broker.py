@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -494,7 +495,7 @@ def _tls_lines(certificates: Certificates, alternative: str) -> list[str]:
 def test_tls_with_a_client_certificate_carries_messages(
     tmp_path: Path, topic_prefix: str, certificates: Certificates
 ) -> None:
-    """Both sides prove who they are with certificates of our own authority, and a burst comes through whole."""
+    """Both sides prove who they are with certificates of one authority, and a burst arrives whole."""
     plain = free_port()
     lines = [*_tls_lines(certificates, f"IP:{HOST}"), f"listener {plain} {HOST}", "max_queued_messages 0"]
     certificate, key = certificates.issue("gateway", "DNS:gateway.test")
@@ -507,6 +508,21 @@ def test_tls_with_a_client_certificate_carries_messages(
         publish(plain, topic_prefix, b"x" * 200_000)
         messages = _collect(broker, 401)
         assert _payloads(messages) == [*_numbers(0, 400), b"x" * 200_000]
+
+
+def test_packets_that_share_a_tls_record_are_all_read(certificates: Certificates) -> None:
+    """What TLS has already decrypted is seen, although the socket itself has nothing more to read."""
+    certificate, key = certificates.issue("broker", f"IP:{HOST}")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+    message = packet(PUBLISH, b"\0\1a\0" + b"x")
+    replies = {CONNECT: ACCEPT, SUBSCRIBE: GRANT + message}
+    options = replace(_options(1), tls=TlsOptions(ca_file=certificates.authority))
+    with ScriptedBroker(lambda kind, _: replies.get(kind, b""), server) as scripted:
+        broker = Broker(replace(options, port=scripted.port), [("a", 1)], time.time)
+        broker.start()
+        assert _payloads(_collect(broker, 1, 5)) == [b"x"]
+        assert broker.stop(5)
 
 
 @pytest.mark.broker
@@ -527,7 +543,7 @@ def test_tls_is_refused(
     with_authority: bool,  # noqa: FBT001 - a column of the table
     sentence: str,
 ) -> None:
-    """A certificate for another name or of a strange authority, or none of ours, means no connection."""
+    """A certificate for another name or of a strange authority, or none of ours, is the end of it."""
     certificate, key = certificates.issue("gateway", "DNS:gateway.test")
     tls = TlsOptions(
         ca_file=certificates.authority if with_authority else None,
@@ -685,19 +701,20 @@ def test_impossible_publish_is_a_mistake_of_the_caller(topic: str, qos: int) -> 
 # faults of the broker
 
 
-def test_broker_that_never_answers_is_left_without_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("patience_s", "keepalive_s"), [(0.05, 10), (10.0, 1)], ids=["ours", "keep-alive"])
+def test_broker_that_never_answers_is_left_without_falling_back(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float, keepalive_s: int
+) -> None:
     """Silence is named and tried again, and is not taken for a broker of the older version."""
-    monkeypatch.setattr(connection_module, "_CONNACK_TIMEOUT_S", 0.05)
-    with (
-        ScriptedBroker(lambda _kind, _: b"") as scripted,
-        _running(_options(scripted.port), connected=False) as broker,
-    ):
-        assert wait_until(lambda: len(scripted.packets) >= 3)
-        assert (
-            broker.status().last_error
-            == f"Cannot use the broker at {HOST}:{scripted.port}: it does not answer."
-        )
-        assert {body[6] for _, body in scripted.packets} == {5}
+    monkeypatch.setattr(connection_module, "_CONNACK_TIMEOUT_S", patience_s)
+    with ScriptedBroker(lambda _kind, _: b"") as scripted:
+        options = _options(scripted.port, keepalive_s=keepalive_s)
+        with _running(options, connected=False) as broker:
+            assert wait_until(lambda: len(scripted.packets) >= 3)
+            assert broker.status().last_error == (
+                f"Cannot use the broker at {HOST}:{scripted.port}: it does not answer."
+            )
+            assert {body[6] for _, body in scripted.packets} == {5}
 
 
 def test_refused_subscription_is_named() -> None:

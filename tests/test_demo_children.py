@@ -121,13 +121,14 @@ def test_broker_outlives_ctrl_c_and_ends_when_stopped() -> None:
 
 
 def test_burn_keeps_its_cores_busy_and_ends_by_itself() -> None:
-    """Each child spends about as much CPU time as it lives, and nothing is left afterwards."""
+    """Each child spends CPU time and fills its memory while it lives, and nothing is left afterwards."""
     before = children()
-    burn = Burn(1.5, processes=1)
+    burn = Burn(1.5, processes=1, filled_bytes=100 * 2**20)
     try:
         (pid,) = children() - before
         time.sleep(1.2)
         spent = psutil.Process(pid).cpu_times()
+        assert psutil.Process(pid).memory_info().rss > 100 * 2**20
         assert burn.alive
         assert spent.user + spent.system > 0.3
         deadline = time.monotonic() + 20
@@ -143,7 +144,7 @@ def test_burn_keeps_its_cores_busy_and_ends_by_itself() -> None:
 def test_burn_stops_at_once_when_told() -> None:
     """A demo that ends early leaves no burning core behind."""
     before = children()
-    burn = Burn(60, processes=2)
+    burn = Burn(60, 2, 2)
     assert len(children() - before) == 2
     burn.stop()
 
@@ -156,7 +157,7 @@ def test_burn_ends_with_the_process_that_started_it() -> None:
     program = """
 import psutil, time
 from gruard.daemon.demo.burn import Burn
-burn = Burn(60, 1)
+burn = Burn(60, 1, 1)
 time.sleep(1)
 print(psutil.Process().children()[0].pid, flush=True)
 time.sleep(60)

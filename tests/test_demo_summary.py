@@ -144,7 +144,7 @@ def burn(*scores: tuple[float, float], alarms: tuple[Alarm, ...] = ()) -> BurnVe
     return judge_burn(scores, alarms, "host", (START_S, START_S + 12), quiet_s=60)
 
 
-def cpu_alarm(t: float, device: str = "host", share: float = 0.8) -> Alarm:
+def burn_alarm(t: float, device: str = "host", share: float = 0.8) -> Alarm:
     return Alarm(device, START_S + t, "warning", "cpu is high", "m-1", share)
 
 
@@ -176,16 +176,16 @@ def test_judge_burn_is_not_taken_in(scores: tuple[tuple[float, float], ...]) -> 
 @pytest.mark.parametrize(
     ("alarm", "raised"),
     [
-        (cpu_alarm(4), True),
-        (cpu_alarm(-4), False),
-        (cpu_alarm(13), False),
-        (cpu_alarm(4, share=0.2), False),
-        (cpu_alarm(4, device="pump-01"), False),
+        (burn_alarm(4), True),
+        (burn_alarm(-4), False),
+        (burn_alarm(13), False),
+        (burn_alarm(4, share=0.2), False),
+        (burn_alarm(4, device="pump-01"), False),
     ],
     ids=["during", "before", "after", "about the network", "of a pump"],
 )
 def test_judge_burn_counts_an_alert_only_if_it_is_about_the_burn(alarm: Alarm, *, raised: bool) -> None:
-    """It must be this machine's, open while cores burn, and be mostly about the CPU."""
+    """It must be this machine's, open while cores burn, and be mostly about CPU and memory."""
     assert burn(alarms=(alarm,)).raised is raised
 
 

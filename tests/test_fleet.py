@@ -92,8 +92,8 @@ def test_healthy_pumps_switch_speed_with_hysteresis() -> None:
     fast = speed > 0.8 * speed.max(axis=0)
     switches = np.abs(np.diff(fast.astype(int), axis=0)).sum(axis=0)
 
-    assert (switches >= 5).all()
-    assert (switches <= 24).all()
+    assert (switches >= 14).all()
+    assert (switches <= 50).all()
 
 
 def test_healthy_pumps_stay_within_what_their_first_minutes_showed() -> None:
@@ -114,13 +114,14 @@ def test_pumps_differ_from_each_other() -> None:
     assert (np.ptp(means, axis=0) > 0.05 * means.mean(axis=0)).all()
 
 
-def test_bearing_remembers_load_for_about_a_minute() -> None:
-    """Bearing temperature moves far less from second to second than load does, and follows it slowly."""
-    rows = play(600)
-    swing = np.ptp(rows[:, 0, BEARING])
+def test_bearing_remembers_its_heat_for_about_a_minute() -> None:
+    """After a worn bearing is replaced vibration is normal at once, while its heat fades with a lag."""
+    healthy, faulty = with_fault("bearing wear")
+    excess_c = (faulty - healthy)[:, 1, BEARING]
 
-    assert np.abs(np.diff(rows[:, 0, BEARING])).max() < swing / 4
-    assert np.abs(np.diff(rows[:, 0, CURRENT])).max() > np.ptp(rows[:, 0, CURRENT]) / 4
+    assert faulty[341:, 1, VIBRATION].mean() == pytest.approx(healthy[341:, 1, VIBRATION].mean(), rel=0.01)
+    assert excess_c[339] > 10
+    assert 0.25 < excess_c[399] / excess_c[339] < 0.55
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ import time
 import psutil
 import pytest
 
-from gruard.daemon.demo.telemetry import Counters, HostTelemetry, host_device, rates, read_counters
+from gruard.daemon.demo.telemetry import (
+    Counters,
+    HostTelemetry,
+    host_device,
+    rates,
+    read_counters,
+    spare_bytes,
+)
 
 
 def test_rates_divide_growth_by_elapsed_time() -> None:
@@ -141,3 +148,8 @@ def test_host_device_is_safe_as_a_topic_level(hostname: str, device: str) -> Non
     assert host_device(hostname) == device
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", host_device(os.uname().nodename))
     assert len(host_device("x" * 300)) == 64
+
+
+def test_spare_bytes_leaves_the_machine_its_memory() -> None:
+    """A burn may fill some memory, but never more than an eighth of what is free, nor over 2 GiB."""
+    assert 0 < spare_bytes() <= min(1.05 * psutil.virtual_memory().available / 8, 2 * 1024**3)

@@ -1,7 +1,8 @@
-"""A short, bounded CPU burn: the real anomaly that the demo provokes on this machine.
+"""A short, bounded burn of CPU and memory: the real anomaly that the demo provokes on this machine.
 
-`python -m gruard.daemon.demo.burn SECONDS` keeps one core busy and exits by itself: at its deadline, at the
-hard limit, or as soon as the process that started it is gone.
+`python -m gruard.daemon.demo.burn SECONDS BYTES` keeps one core busy and so many bytes filled, and exits by
+itself: at its deadline, at the hard limit, or as soon as the process that started it is gone. Memory is part
+of it so that the burn shows on a machine whose cores are busy anyway.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import time
 LIMIT_S = 60.0  # no burn lasts longer, whatever was asked for
 
 
-def burn(seconds: float) -> None:
-    """Keep this core busy for `seconds` (at most `LIMIT_S`), less if the parent process ends first."""
+def burn(seconds: float, filled_bytes: int) -> None:
+    """Keep this core and memory busy for `seconds` (at most `LIMIT_S`), less if the parent ends first."""
     parent = os.getppid()
+    filled = bytearray(b"\x01") * filled_bytes  # written to, since untouched memory is not really taken
     deadline = time.monotonic() + min(seconds, LIMIT_S)
     while time.monotonic() < deadline and os.getppid() == parent:
         sum(number * number for number in range(20_000))
+    del filled
 
 
 class Burn:
-    """One burning child process per core; `stop` ends those that are left."""
+    """Burning child processes that share `filled_bytes`; `stop` ends those that are left."""
 
-    def __init__(self, seconds: float, processes: int) -> None:
-        command = [sys.executable, "-m", "gruard.daemon.demo.burn", str(seconds)]
+    def __init__(self, seconds: float, processes: int, filled_bytes: int) -> None:
+        each = str(filled_bytes // processes)
+        command = [sys.executable, "-m", "gruard.daemon.demo.burn", str(seconds), each]
         self._children = [
-            subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 (our own module, a number)
+            subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 (our own module, two numbers)
             for _ in range(processes)
         ]
 
@@ -47,4 +51,4 @@ class Burn:
 
 
 if __name__ == "__main__":
-    burn(float(sys.argv[1]))
+    burn(float(sys.argv[1]), int(sys.argv[2]))

@@ -1,7 +1,7 @@
 """A fleet of pumps: plain physics, a seed, and faults whose truth is known. No clock, no I/O.
 
 One pump keeps a tank between two levels. It runs fast until the tank is full, slow until it is low
-(hysteresis), so it cycles in 45 to 110 seconds. Healthy, it obeys the affinity laws of centrifugal pumps:
+(hysteresis), so it cycles in 20 to 45 seconds. Healthy, it obeys the affinity laws of centrifugal pumps:
 flow ~ n, pressure ~ n^2, hydraulic power ~ n^3 of its relative speed n. The bearing warms towards the load it
 carries with a time constant of about a minute, and vibration follows speed. Every pump has its own
 size, period, noise and bearing; demand wanders slowly and once a day. Each sensor adds noise and rounds.

@@ -20,7 +20,7 @@ from gruard.daemon.demo.children import LOOPBACK, BrokerChild, DaemonChild, deco
 from gruard.daemon.demo.feeds import publish_fleet, publish_host
 from gruard.daemon.demo.fleet import Fault, Fleet, planned_faults
 from gruard.daemon.demo.summary import Alarm, Summary, alarm_from, judge_burn, judge_faults
-from gruard.daemon.demo.telemetry import HostTelemetry, host_device
+from gruard.daemon.demo.telemetry import HostTelemetry, host_device, spare_bytes
 from gruard.daemon.edges.broker import Publisher
 from gruard.daemon.errors import GruardError
 
@@ -198,10 +198,11 @@ class Session:
             self._board.counted = sum(counted.values())
 
     def _ignite(self) -> None:
-        cores = os.cpu_count() or 1
-        self._screen.event(f"burning {cores} cores of this machine for {self._plan.burn_s:.0f} s, for real")
+        cores, filled = os.cpu_count() or 1, spare_bytes()
+        burning = f"{cores} cores and {filled / 2**20:.0f} MiB"
+        self._screen.event(f"burning {burning} of this machine for {self._plan.burn_s:.0f} s, for real")
         self._burn_at = self._wall()
-        self._burn = Burn(self._plan.burn_s, cores)
+        self._burn = Burn(self._plan.burn_s, cores, filled)
 
     def _drain(self, daemon: DaemonChild) -> None:
         """Stop the feeds, then give the daemon a bounded time to work off what it has received."""

@@ -5,7 +5,7 @@ Rules
     false alarm  an alert opened on a pump that had no fault, or on a faulty pump before its fault began
     aftermath    an alert opened on a faulty pump after its repair: shown, neither found nor false
     burn raised  the median score of this machine during the burn is at least 0.2 above the median of the
-                 minute before it, or an alert opened during it that is mostly about CPU fields
+                 minute before it, or an alert opened during it that is mostly about CPU and memory
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from gruard.daemon.demo.fleet import Fault
 
 RISE = 0.2  # how far a burn must lift the median score
-#: Fields of this machine that a CPU burn moves; an alert about others is not about the burn.
-CPU_FIELDS = frozenset(
-    {"cpu_percent", "cpu_busiest_percent", "load1", "processes", "context_switches_per_s", "interrupts_per_s"}
+#: Fields of this machine that the burn moves; an alert about others is not about the burn.
+BURN_FIELDS = frozenset(
+    {
+        "cpu_percent",
+        "cpu_busiest_percent",
+        "load1",
+        "processes",
+        "context_switches_per_s",
+        "interrupts_per_s",
+        "memory_used_percent",
+    }
 )
 REQUIRED_SHARE = 0.75  # of the faults, to call the run good
 ALLOWED_FALSE_ALARMS = 1
@@ -38,7 +46,7 @@ class Alarm:
     severity: str
     message: str
     model: str = ""  # what had scored it
-    cpu_share: float = 0.0  # contribution of CPU fields
+    burn_share: float = 0.0  # contribution of BURN_FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class BurnVerdict:
 
     before: tuple[float, float] | None
     during: tuple[float, float] | None
-    alert: str | None  # sentence of the alert that opened during the burn and is about the CPU
+    alert: str | None  # sentence of the alert that opened during the burn and is about it
 
     @property
     def raised(self) -> bool:
@@ -133,7 +141,9 @@ def alarm_from(alert: Mapping[str, Any]) -> Alarm | None:
             str(alert.get("message", "")),
             str(model.get("id", "")) if isinstance(model, dict) else "",
             sum(
-                float(part["share"]) for part in alert.get("contributions", ()) if part["field"] in CPU_FIELDS
+                float(part["share"])
+                for part in alert.get("contributions", ())
+                if part["field"] in BURN_FIELDS
             ),
         )
     except (KeyError, TypeError, ValueError):
@@ -185,15 +195,15 @@ def judge_burn(
     """Compare this machine's `(time, score)` pairs in the burn with those of the `quiet_s` before it."""
     begin, end = burn_s
     pairs = list(scores)
-    about_cpu = (
+    about_burn = (
         alarm.message
         for alarm in alarms
-        if alarm.device == device and begin <= alarm.opened_s <= end and alarm.cpu_share >= 0.5
+        if alarm.device == device and begin <= alarm.opened_s <= end and alarm.burn_share >= 0.5
     )
     return BurnVerdict(
         before=_median_and_highest([score for time_s, score in pairs if begin - quiet_s <= time_s < begin]),
         during=_median_and_highest([score for time_s, score in pairs if begin <= time_s <= end]),
-        alert=next(about_cpu, None),
+        alert=next(about_burn, None),
     )
 
 
@@ -228,7 +238,7 @@ def _burn_lines(burn: BurnVerdict | None) -> list[str]:
     verdict = "RAISED" if burn.raised else "NOT RAISED"
     lines = [
         f"burn on this machine: score before: {told(burn.before)}; during: {told(burn.during)}: {verdict}",
-        f"  (raised: the median rose by {RISE}, or an alert opened that is mostly about the CPU)",
+        f"  (raised: the median rose by {RISE}, or an alert opened that is mostly about CPU and memory)",
     ]
     if burn.alert is not None:
         lines.append(f"  alert: {burn.alert}")

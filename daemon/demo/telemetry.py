@@ -93,6 +93,12 @@ def read_counters() -> Counters:
     return Counters(time.monotonic(), _read_cores(), totals, gauges)
 
 
+def spare_bytes() -> int:
+    """Memory that a short burn may fill: an eighth of what is free, a sixteenth of all, 2 GiB at most."""
+    memory = psutil.virtual_memory()
+    return int(min(memory.available // 8, memory.total // 16, 2 * 1024**3))
+
+
 def _told(read: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What one source says, or nothing: psutil answers None or raises where a container hides a counter."""
     try:

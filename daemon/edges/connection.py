@@ -13,7 +13,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel
@@ -46,22 +46,6 @@ _TURN_MS = 1000  # the network thread looks at keep-alive at least this often
 _LEAVE_TURNS = 10  # tenths of a second that DISCONNECT may wait for a socket that takes no bytes
 _READ_BURST = 64  # messages read between two looks at what is to be sent
 
-_P = ParamSpec("_P")
-
-
-def _guarded(
-    callback: Callable[Concatenate[Connection, _P], None],
-) -> Callable[Concatenate[Connection, _P], None]:
-    """Keep exceptions out of paho, whose loop would end without a word; the connection ends instead."""
-
-    def call(connection: Connection, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            callback(connection, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - raised again outside paho, by run
-            connection.fault = error
-
-    return call
-
 
 class Connection:
     """One connection; lives in the network thread only."""
@@ -90,7 +74,6 @@ class Connection:
         self.ending = Ending.UNREACHABLE
         self.accepted_s = clock()
         self.reason = "it closed the connection"
-        self.fault: Exception | None = None
         self._client = self._build_client()
 
     def run(self, stopping: threading.Event, bell: Bell) -> None:
@@ -107,8 +90,6 @@ class Connection:
                 self._leave()
                 return
             self._turn(sock, bell)
-            if self.fault is not None:
-                raise self.fault
             self._silent |= self.ending is Ending.UNREACHABLE and self._clock() > deadline_s
             if self._silent:
                 break
@@ -195,7 +176,7 @@ class Connection:
         try:
             for count in range(1, _READ_BURST + 1):
                 self._client.loop_read()
-                if len(self._arrived) < count or self.fault is not None:
+                if len(self._arrived) < count:
                     return
         finally:
             if self._arrived:
@@ -225,7 +206,7 @@ class Connection:
                 return
             self._ready.remove(packet_id)
             del self._unacked[packet_id]
-            pass
+            self._client.ack(packet_id, message.qos)
 
     def _publish(self, item: Outgoing) -> None:
         properties = None
@@ -251,14 +232,12 @@ class Connection:
             poller.poll(100)
             self._client.loop_write()
 
-    # paho's callbacks, called inside loop_read and loop_write
+    # paho's callbacks, called inside loop_read, loop_write and loop_misc: their exceptions come out of run
 
-    @_guarded
     def _on_socket_open(self, _client: mqtt.Client, _: Any, sock: mqtt.SocketLike) -> None:
         if isinstance(sock, socket.socket):  # else an alert behind acknowledgements waits 40 ms (Nagle)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    @_guarded
     def _on_connect(
         self,
         client: mqtt.Client,
@@ -296,7 +275,6 @@ class Connection:
             [(topic, SubscribeOptions(qos, retainHandling=new_only)) for topic, qos in self._subscriptions]
         )
 
-    @_guarded
     def _on_subscribe(
         self, _client: mqtt.Client, _: Any, _mid: int, codes: list[ReasonCode], _granted: Properties | None
     ) -> None:
@@ -310,7 +288,6 @@ class Connection:
             listing = ", ".join(f"{topic} ({name})" for topic, name in refused.items())
             self._link.last_error = f"The broker refused the subscription to {listing}."
 
-    @_guarded
     def _on_message(self, _client: mqtt.Client, _: Any, arrived: mqtt.MQTTMessage) -> None:
         try:
             topic = arrived.topic
@@ -330,7 +307,6 @@ class Connection:
             self._unacked[message.packet_id] = message
         self._arrived.append(message)
 
-    @_guarded
     def _on_publish(
         self, _client: mqtt.Client, _: Any, mid: int, code: ReasonCode, _granted: Properties
     ) -> None:
@@ -341,7 +317,6 @@ class Connection:
         if code.is_failure:
             self._link.last_error = f"The broker refused a message of ours ({code.getName()})."
 
-    @_guarded
     def _on_disconnect(
         self,
         _client: mqtt.Client,
@@ -356,7 +331,6 @@ class Connection:
             self.reason = "it stopped answering"
             self._silent = True
 
-    @_guarded
     def _on_log(self, _client: mqtt.Client, _: Any, level: int, line: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._log_line = f" ({line})"

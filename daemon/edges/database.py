@@ -163,24 +163,9 @@ def open_readonly(directory: Path) -> Reader:
             raise StateError(
                 f"There is no database in {directory} yet: the daemon makes it at its first start."
             )
-        schema.check_header(path)
-        connection = schema.connect(path, readonly=True)
+        return Reader(path, schema.open_existing(path))
     except (OSError, sqlite3.Error, schema.DamagedError) as error:
         raise StateError(f"The database {path} cannot be read: {error}.") from error
-    try:
-        version = schema.check_identity(connection)
-    except (sqlite3.Error, schema.DamagedError) as error:
-        connection.close()
-        raise StateError(f"The database {path} cannot be read: {error}.") from error
-    except BaseException:
-        connection.close()
-        raise
-    if version != len(schema.MIGRATIONS):
-        connection.close()
-        raise StateError(
-            f"The database {path} is of an older gruard: start the daemon once to bring it up to date."
-        )
-    return Reader(path, connection)
 
 
 def _claim(directory: Path) -> IO[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -105,7 +105,7 @@ class Reader:
                 reading = self._stored_reading(*row)
                 if reading is not None:
                     yield reading
-            lsn = rows[-1][0]
+            lsn = self._advanced(lsn, rows[-1][0])
 
     def count_readings(self) -> int:
         """How many readings history can give, over all devices."""
@@ -143,7 +143,7 @@ class Reader:
                     yield Checkpoint(device, fieldset.source, fieldset.fields, *rest)
                 else:
                     self.skipped_rows += 1
-            last = rows[-1][0]
+            last = self._advanced(last, rows[-1][0])
 
     # --- alerts, outbox, models, meta -----------------------------------------------------------------------
 
@@ -321,14 +321,24 @@ class Reader:
     def _each(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[Any]:
         """The rows of a query, one by one: every read goes through here."""
         try:
-            with closing(self._connection.execute(sql, parameters)) as cursor:
+            cursor = self._connection.execute(sql, parameters)
+            try:
                 yield from cursor
+            finally:
+                with suppress(sqlite3.ProgrammingError):  # closed before this iteration was given up
+                    cursor.close()
         except sqlite3.ProgrammingError:
             raise  # a bug of ours, such as another thread's connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: a damaged name in a message
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: sqlite3.Error) -> StateError:
+    def _advanced(self, before: int, after: int) -> int:
+        """`after`, unless damage has put a table out of order: paging through it would never end."""
+        if after > before:
+            return after
+        raise self._unreadable(sqlite3.DatabaseError("its rows are out of order"))
+
+    def _unreadable(self, error: Exception) -> StateError:
         return StateError(f"The database {self.path} cannot be read: {error}.")
 
 

@@ -293,16 +293,16 @@ class Journal(Reader):
             return run(sql, parameters)
         except sqlite3.ProgrammingError:
             raise  # a bug of ours
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: a damaged name in a message
             self._suspect(error)
             self.rollback()
             raise StateError(f"The database {self.path} cannot be written: {error}.") from error
 
-    def _unreadable(self, error: sqlite3.Error) -> StateError:
+    def _unreadable(self, error: Exception) -> StateError:
         self._suspect(error)
         return super()._unreadable(error)
 
-    def _suspect(self, error: sqlite3.Error) -> None:
+    def _suspect(self, error: Exception) -> None:
         if is_damage(error):
             with suppress(OSError):
                 suspect_path(self.path).touch(mode=0o600)

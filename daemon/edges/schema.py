@@ -10,11 +10,13 @@ at start refuses a whole file for one broken constraint, while a broken checksum
 from __future__ import annotations
 
 import sqlite3
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: Marks the file as ours in its header: "grua".
@@ -72,7 +74,7 @@ class DamagedError(Exception):
     """The file is no sound database of ours. It is set aside, never mended in place."""
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether the file's contents are to blame, not the disk's room, rights or load."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code in _UNREADABLE or code & 0xFF not in _NOT_DAMAGE
@@ -119,30 +121,57 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
     `thorough` reads more than the pages' structure; it is meant for a file that has failed in use.
     Raises DamagedError, StateError (written by a newer gruard), sqlite3.Error (the disk, not the file).
     """
-    check_header(path)
-    try:
-        connection = connect(path)
-    except sqlite3.Error as error:
-        raise _judged(error) from error
-    try:
-        check_identity(connection)
-        check = "integrity_check" if thorough else "quick_check"
-        (verdict,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
-        if verdict != "ok":
-            raise DamagedError(verdict)  # noqa: TRY301 - one place closes the connection
+    with _opening(path) as connection:
+        _check_identity(connection)
+        _check(connection, "integrity_check(1)" if thorough else "quick_check(1)")
         migrate(connection)
-        if _columns(connection) != _expected_columns():
-            raise DamagedError("its tables are not gruard's")  # noqa: TRY301 - likewise
-    except sqlite3.Error as error:
-        connection.close()
-        raise _judged(error) from error
-    except BaseException:
-        connection.close()
-        raise
+        _check_columns(connection)
     return connection
 
 
-def check_header(path: Path) -> None:
+def open_existing(path: Path) -> sqlite3.Connection:
+    """Open for reading, beside a writer or alone. Raises as `open_sound`; an older version is a StateError."""
+    with _opening(path, readonly=True) as connection:
+        if _check_identity(connection) < len(MIGRATIONS):
+            raise StateError(
+                f"The database {path} is of an older gruard: start the daemon once to bring it up to date."
+            )
+        _check_columns(connection)
+        # Only what has no checksums of its own: checking the readings' pages takes seconds.
+        for table in ("meta", "fieldsets", "devices", "outbox", "alerts", "models"):
+            _check(connection, f"quick_check({table})")
+    return connection
+
+
+@contextmanager
+def _opening(path: Path, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection that is closed again if a check of it fails, with damage raised as DamagedError."""
+    _check_header(path)
+    connection = None
+    try:
+        connection = connect(path, readonly=readonly)
+        yield connection
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        # The latter: a damaged name in SQLite's own message.
+        if isinstance(error, (sqlite3.Error, UnicodeDecodeError)) and is_damage(error):
+            raise DamagedError(str(error)) from error
+        raise
+
+
+def _check(connection: sqlite3.Connection, pragma: str) -> None:
+    (verdict,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+    if verdict != "ok":
+        raise DamagedError(verdict)
+
+
+def _check_columns(connection: sqlite3.Connection) -> None:
+    if _columns(connection) != _expected_columns():
+        raise DamagedError("its tables are not gruard's")
+
+
+def _check_header(path: Path) -> None:
     """Refuse what SQLite would quietly take for an empty or a non-WAL database, and lose the WAL over."""
     companions = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     if not path.is_file() or any(file.exists() and not file.is_file() for file in companions):
@@ -154,7 +183,7 @@ def check_header(path: Path) -> None:
         raise DamagedError("its header is not that of a WAL database")
 
 
-def check_identity(connection: sqlite3.Connection) -> int:
+def _check_identity(connection: sqlite3.Connection) -> int:
     """The schema version. Raises DamagedError if the file is not ours, StateError if it is too new."""
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         raise DamagedError("it belongs to another program")
@@ -190,10 +219,6 @@ def migrate(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _judged(error: sqlite3.Error) -> Exception:
-    return DamagedError(str(error)) if is_damage(error) else error
 
 
 def _columns(connection: sqlite3.Connection) -> set[tuple[object, ...]]:

@@ -10,7 +10,6 @@ Shapes: N series, T rows, I inputs, O outputs; S streams and R rows of a window 
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -67,7 +66,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         least = {
             "window": 1,
-            "steps": 2,
+            "steps": 1,
             "streams": 1,
             "burn_in": 0,
             "patience": 1,
@@ -162,8 +161,8 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             max_lr=config.learning_rate,
-            total_steps=config.steps,
-            pct_start=max(0.1, 2 / config.steps),  # the rise takes 10 %, and at least the two steps it needs
+            total_steps=config.steps + 1,  # it is asked once more after the last step
+            pct_start=max(0.1, 2 / (config.steps + 1)),  # the rise takes 10 %, and at least one whole step
         )
         self.state = model.zero_state(config.streams)
         self.losses: list[float] = []
@@ -368,7 +367,13 @@ def _pieces(mask: NDArray[np.bool_], end: int, config: FitConfig) -> NDArray[np.
             continue
         first, last = int(rows[0]), int(rows[-1]) + 1
         cuts = np.linspace(first, last, -(-(last - first) // longest) + 1).astype(np.int64)
-        pieces += [(series, a, b) for a, b in itertools.pairwise(cuts) if used[a + config.burn_in : b].any()]
+        # A piece begins inside the one before it, so that no row falls to the burn-in but a series' first.
+        starts = np.maximum(cuts[:-1] - config.burn_in, first)
+        pieces += [
+            (series, a, b)
+            for a, b in zip(starts, cuts[1:], strict=True)
+            if used[a + config.burn_in : b].any()
+        ]
     if not pieces:
         raise ModelError(f"no series has a target more than {config.burn_in} rows after its first")
     return np.array(pieces, np.int64)

@@ -39,8 +39,8 @@ MEMORIES = {"gru": 1, "lstm": 2, "rnn": 1}  # vectors of H that a layer carries
 #: Largest sizes a configuration may name: far above any use, so that a damaged one cannot claim all memory.
 MAX_WIDTH = 4096
 MAX_LAYERS = 8
-#: Inputs are clipped to this and weights must be within it: every product then stays finite in float32.
-#: Scaled readings end near 20, so no honest reading ever meets it.
+#: Inputs are clipped to this and weights must be within it: no sum of products then overflows float32, which
+#: becomes inf - inf = NaN where BLAS has no fused multiply-add. Scaled readings end near 20: none meets it.
 MAX_MAGNITUDE = 1e6
 #: Rows stepped at a time, so that the gates of a chunk stay in the second-level cache.
 CHUNK_ROWS = 512

@@ -94,8 +94,6 @@ def enrol(
     rows = blank(histories, fitted, 0 if forecaster is None else forecaster.state_width)
     readings = align(rows, histories)
     forecasts = replay(rows, readings, forecaster)
-    z, mask = np.moveaxis(readings.z, 1, 0), np.moveaxis(readings.mask, 1, 0)  # (N, T, F)
-    rows["ar_weights"] = linear.fit_ar(z, mask)
     skill = np.array(
         [
             _calibrate(rows, readings, forecasts, n, history, known, forecaster, alarms_per_second)
@@ -216,7 +214,8 @@ def _calibrate(
     z, mask = readings.z[own, n], readings.mask[own, n]  # (T, F)
     mix, model = forecasts[0][own, n], forecasts[1][own, n]  # (T, F)
     use, held, cut = rows_to_use(history.normal)
-    held_weights = linear.fit_ar(z[None, :cut], mask[None, :cut])[0] if cut > 2 * linear.LAGS else None
+    held_weights = linear.fit_ar(z[:cut], mask[:cut]) if cut > 2 * linear.LAGS else None
+    rows["ar_weights"][n] = linear.fit_ar(z, mask)
     ar = _ar_forecasts(z, rows["ar_weights"][n])
     ar_held = ar if held_weights is None else _ar_forecasts(z, held_weights)
     rows["mix_sigma"][n] = _sigma((z - mix)[use], mask[use])

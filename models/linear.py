@@ -89,14 +89,14 @@ def forecast_var(lags: NDArray[np.float32], weights: NDArray[np.float32]) -> NDA
 
 
 def fit_ar(z: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """One AR(LAGS) a field for N devices: z, mask (N, T, F) -> weights (N, F, LAGS + 1), constant last."""
-    lags = np.moveaxis(lagged(z, LAGS), -1, 1)  # (N, F, T, LAGS)
-    design = np.concatenate([lags, np.ones((*lags.shape[:-1], 1), np.float32)], axis=-1)
-    seen = np.moveaxis(mask, -1, 1).astype(np.float32)  # (N, F, T)
-    seen[..., :LAGS] = 0.0
-    weighted = (design * seen[..., None]).astype(np.float64)
-    gram = np.swapaxes(weighted, -1, -2) @ design  # (N, F, P, P)
-    cross = np.swapaxes(weighted, -1, -2) @ np.moveaxis(z, -1, 1)[..., None]  # (N, F, P, 1)
+    """One AR(LAGS) a field: z, mask (T, F) of one device -> weights (F, LAGS + 1), constant last."""
+    lags = np.moveaxis(lagged(z, LAGS), -1, 0)  # (F, T, LAGS)
+    design = np.concatenate([lags, np.ones((*lags.shape[:-1], 1), np.float32)], axis=-1)  # (F, T, P)
+    seen = mask.T.astype(np.float32)  # (F, T)
+    seen[:, :LAGS] = 0.0
+    weighted = np.swapaxes(design * seen[..., None], -1, -2)  # (F, P, T)
+    gram = (weighted @ design).astype(np.float64)  # (F, P, P)
+    cross = (weighted @ z.T[..., None]).astype(np.float64)  # (F, P, 1)
     trace = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / gram.shape[-1]
     # Per device the rows are few: one row's worth of penalty, not ten, lets a slow field be followed.
     penalty = (1.0 + PENALTY_SHARE * trace) * np.eye(gram.shape[-1])

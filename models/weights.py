@@ -208,7 +208,7 @@ def _parse_manifest(content: bytes) -> Manifest:
         if not isinstance(found, dict):
             raise ModelError("its manifest is no JSON object")
         version = found.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if version != FORMAT_VERSION:
             raise ModelError(
                 f"its format_version is {version!r:.40}, and only {FORMAT_VERSION} is known here"
             )

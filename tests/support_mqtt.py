@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST = "127.0.0.1"
-_PROGRAMS = ("mosquitto", "mosquitto_pub", "mosquitto_sub")
+_PROGRAMS = ("mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_sub")
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin")  # where Debian keeps servers
 
 
 def skip_without_mosquitto() -> None:
-    missing = [name for name in _PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin") is None]
+    missing = [name for name in _PROGRAMS if _find(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (Debian packages mosquitto and mosquitto-clients)")
 
@@ -72,7 +76,7 @@ class Mosquitto:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    shutil.which("mosquitto", path="/usr/sbin:/usr/bin") or "mosquitto",
+                    _find("mosquitto") or "mosquitto",
                     "-c",
                     str(self._config),
                 ],
@@ -118,6 +122,13 @@ class Mosquitto:
         self.kill()
 
 
+def set_password(file: Path, user: str, password: str) -> None:
+    """Add a user to a mosquitto password file, made when it is missing."""
+    skip_without_mosquitto()
+    file.touch(0o600)
+    subprocess.run(["mosquitto_passwd", "-b", str(file), user, password], check=True, timeout=30)
+
+
 def publish(port: int, topic: str, *payloads: str | bytes, qos: int = 1, options: Iterable[str] = ()) -> None:
     """Publish the payloads with mosquitto_pub, in order, over one connection; waits until they are taken.
 
@@ -137,7 +148,7 @@ class Subscriber:
     def __init__(
         self, port: int, topic: str, form: str = "%t %p", qos: int = 1, options: Iterable[str] = ()
     ) -> None:
-        # Line by line, else the note that the subscription is granted stays in a buffer until a message comes.
+        # Line by line, else the note of the SUBACK stays in a buffer until a message comes.
         command = ["stdbuf", "-oL", "mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-q", str(qos)]
         self._process = subprocess.Popen(
             [*command, "-d", "-F", f"={form}", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT

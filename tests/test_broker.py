@@ -7,6 +7,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,11 +30,13 @@ from support_mqtt import (
     free_port,
     packet,
     publish,
+    set_password,
     wait_until,
 )
 
 from gruard.daemon.edges import connection as connection_module
 from gruard.daemon.edges.broker import Broker, BrokerOptions, Publisher, TlsOptions
+from gruard.daemon.edges.connection import Connection
 from gruard.daemon.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -97,6 +100,11 @@ def _nothing_more(broker: Broker) -> bool:
     return broker.take(1000, 0.3) == []
 
 
+def _said_goodbye(mosquitto: Mosquitto) -> bool:
+    """Whether the broker has read all that we sent before we left: a quick return would cut that off."""
+    return wait_until(lambda: "Client gruard disconnected." in mosquitto.log())
+
+
 def _payloads(messages: list[Message]) -> list[bytes]:
     return [message.payload for message in messages]
 
@@ -155,6 +163,7 @@ def test_retained_replay_is_flagged_and_comes_once(mosquitto: Mosquitto, topic_p
         messages = _collect(broker, 2)
         broker.ack(messages)
     assert [(m.payload, m.retain) for m in messages] == [(b"stored", True), (b"live", False)]
+    assert _said_goodbye(mosquitto)
     with _running(_options(mosquitto.port), topic_prefix) as broker:
         assert _nothing_more(broker)
 
@@ -217,6 +226,7 @@ def test_qos_2_publishes_come_again_when_not_acknowledged(mosquitto: Mosquitto, 
     with _running(options, topic_prefix, qos=2) as broker:
         publish(mosquitto.port, topic_prefix, *_numbers(0, 6), qos=2)
         broker.ack(_collect(broker, 6)[:2])
+    assert _said_goodbye(mosquitto)
     with _running(options, topic_prefix, qos=2) as broker:
         messages = _collect(broker, 4)
         assert _payloads(messages) == _numbers(2, 6)
@@ -252,6 +262,7 @@ def test_unacknowledged_messages_come_again_as_duplicates(
         publish(mosquitto.port, topic_prefix, *_numbers(0, 10))
         first = _collect(broker, 10)
         broker.ack(first[:4])
+    assert _said_goodbye(mosquitto)
     with _running(options, topic_prefix) as broker:
         again = _collect(broker, 6)
         assert [(m.payload, m.packet_id) for m in again] == [(m.payload, m.packet_id) for m in first[4:]]
@@ -260,14 +271,30 @@ def test_unacknowledged_messages_come_again_as_duplicates(
 
 
 @pytest.mark.broker
-def test_acknowledgements_given_before_stop_reach_the_broker(mosquitto: Mosquitto, topic_prefix: str) -> None:
-    """Stop sends what it was given first, so that nothing acknowledged is delivered again."""
+def test_acknowledgements_given_just_before_stop_reach_the_broker(
+    mosquitto: Mosquitto, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop sends what it was given first, even what came after the network thread last looked."""
     options = _options(mosquitto.port)
+    between_turns, stopped = threading.Event(), threading.Event()
+    whole_turn = Connection._turn
+
+    def turn_and_wait(connection: Connection, *arguments: Any) -> None:
+        whole_turn(connection, *arguments)
+        between_turns.set()
+        assert stopped.wait(10)
+
     with _running(options, topic_prefix) as broker:
         publish(mosquitto.port, topic_prefix, *_numbers(0, 15))
-        first = _collect(broker, 15)
-        for message in first[:9]:
-            broker.ack([message])
+        messages = _collect(broker, 15)
+        monkeypatch.setattr(Connection, "_turn", turn_and_wait)
+        broker.ack(messages[:4])
+        assert between_turns.wait(10)
+        broker.ack(messages[4:9])
+        broker._stopping.set()
+        stopped.set()
+    monkeypatch.undo()
+    assert _said_goodbye(mosquitto)
     with _running(options, topic_prefix) as broker:
         assert _payloads(_collect(broker, 6)) == _numbers(9, 15)
         assert _nothing_more(broker)
@@ -318,6 +345,7 @@ def test_second_acknowledgement_of_one_message_is_counted_and_not_sent(
         (second,) = _collect(broker, 1)
         broker.ack([replace(first, packet_id=second.packet_id)])
         assert wait_until(lambda: broker.status().stale_acks == 1)
+    assert _said_goodbye(mosquitto)
     with _running(options, topic_prefix) as broker:
         assert _payloads(_collect(broker, 1)) == [b"1"]
 
@@ -369,7 +397,7 @@ def test_broker_absent_at_start_is_found_later(tmp_path: Path) -> None:
     with _running(_options(mosquitto.port), connected=False) as broker:
         assert wait_until(lambda: broker.status().last_error is not None)
         assert broker.status().last_error == (
-            f"Cannot reach the broker at {HOST}:{mosquitto.port}: connection refused."
+            f"No connection to the broker at {HOST}:{mosquitto.port}: connection refused."
         )
         with mosquitto:
             assert wait_until(lambda: broker.status().connected)
@@ -394,7 +422,7 @@ def test_silent_broker_is_noticed_and_left(mosquitto: Mosquitto) -> None:
 def test_wrong_password_is_named_and_tried_again(tmp_path: Path) -> None:
     """A refused login is a clear sentence without the secret, and heals when the broker learns it."""
     passwords = tmp_path / "passwords"
-    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "gateway", "right"], check=True)
+    set_password(passwords, "gateway", "right")
     lines = ["allow_anonymous false", f"password_file {passwords}"]
     with Mosquitto(tmp_path, lines) as mosquitto:
         typed = "wr0ng"
@@ -406,7 +434,7 @@ def test_wrong_password_is_named_and_tried_again(tmp_path: Path) -> None:
             assert "refused client 'gruard' (Not authorized)" in status.last_error
             assert typed not in f"{status} {options}"
             mosquitto.stop()
-            subprocess.run(["mosquitto_passwd", "-b", str(passwords), "gateway", typed], check=True)
+            set_password(passwords, "gateway", typed)
             mosquitto.start()
             assert wait_until(lambda: broker.status().connected)
 
@@ -712,7 +740,7 @@ def test_broker_that_never_answers_is_left_without_falling_back(
         with _running(options, connected=False) as broker:
             assert wait_until(lambda: len(scripted.packets) >= 3)
             assert broker.status().last_error == (
-                f"Cannot use the broker at {HOST}:{scripted.port}: it does not answer."
+                f"No connection to the broker at {HOST}:{scripted.port}: it does not answer."
             )
             assert {body[6] for _, body in scripted.packets} == {5}
 
@@ -813,11 +841,11 @@ def test_stop_is_quick_whatever_the_broker_withholds(answers: bytes) -> None:
 
 def test_broker_that_reads_nothing_costs_publishes_and_no_memory() -> None:
     """A full socket refuses further publishes, and stop gives up on it instead of waiting."""
-    silence = []
+    over = threading.Event()
 
     def reply(kind: int, _body: bytes) -> bytes:
         if kind == PUBLISH:
-            wait_until(lambda: silence, 30)
+            over.wait(30)
         return ACCEPT if kind == CONNECT else b""
 
     with ScriptedBroker(reply) as scripted:
@@ -829,7 +857,7 @@ def test_broker_that_reads_nothing_costs_publishes_and_no_memory() -> None:
         assert tokens[0] is not None
         assert tokens[-1] is None
         assert broker.stop(8)
-        silence.append(1)
+        over.set()
 
 
 def test_stop_before_start_and_twice_does_nothing() -> None:
@@ -860,6 +888,7 @@ def test_publisher_sends_and_receives(mosquitto: Mosquitto, topic_prefix: str) -
     assert received == [(f"{topic_prefix}/a", payload) for payload in _numbers(0, 1500)] + [
         (f"{topic_prefix}/b", b"last")
     ]
+    assert "Client sensor disconnected." in mosquitto.log()
     with Subscriber(mosquitto.port, f"{topic_prefix}/b", "%p %r") as late:
         assert late.wait_for(1) == ["last 1"]
 
@@ -878,7 +907,7 @@ def test_publisher_names_an_unreachable_broker() -> None:
 def test_publisher_names_a_refusal_and_a_loss(tmp_path: Path) -> None:
     """A refused login and a broker that goes away both end as a BrokerError, not as silence."""
     passwords = tmp_path / "passwords"
-    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "sensor", "right"], check=True)
+    set_password(passwords, "sensor", "right")
     with Mosquitto(tmp_path, ["allow_anonymous false", f"password_file {passwords}"]) as mosquitto:
         with (
             pytest.raises(BrokerError, match="refused the connection"),
@@ -926,3 +955,30 @@ def test_publisher_reports_a_callback_that_fails(mosquitto: Mosquitto, topic_pre
         assert wait_until(lambda: sensor._error is not None)
         with pytest.raises(BrokerError, match="boom"):
             sensor.wait_all(10)
+
+
+def test_publisher_leaves_a_broker_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages under way are limited, too long a wait is named, and leaving a full socket does not hang."""
+    monkeypatch.setattr(Publisher, "timeout_s", 0.2)
+    over = threading.Event()
+    sentences: list[str] = []
+
+    def reply(kind: int, _body: bytes) -> bytes:
+        if kind == PUBLISH:
+            over.wait(30)
+        return packet(CONNACK, b"\0\0") if kind == CONNECT else b""
+
+    def flood() -> None:
+        try:
+            with Publisher(HOST, scripted.port, "sensor") as sensor:
+                for _ in range(5000):
+                    sensor.publish("a", b"x" * 20_000)
+        except BrokerError as error:
+            sentences.append(str(error))
+
+    with ScriptedBroker(reply) as scripted:
+        flooding = threading.Thread(target=flood, daemon=True)
+        flooding.start()
+        flooding.join(20)
+        over.set()
+    assert sentences == [f"The broker at {HOST}:{scripted.port} took no message within 0.2 s."]

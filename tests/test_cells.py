@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -180,6 +181,28 @@ def test_step_on_extreme_finite_inputs_stays_finite(cell: str, layers: int, extr
         assert np.isfinite(y).all()
         assert finite_rows(state).all()
     assert np.abs(state).max() <= 20.0  # h within 1, an LSTM's c grows by at most 1 a step
+
+
+EXTREME_SCRIPT = """
+import sys
+import numpy as np
+from gruard.models.cells import CELLS, Network, NetworkConfig
+random = np.random.default_rng(0)
+for cell in CELLS:
+    config = NetworkConfig(cell, 7, 32, 2, 5)
+    shapes = config.weight_shapes().items()
+    network = Network(config, {n: 3 * random.standard_normal(s, np.float32) for n, s in shapes})
+    x = random.choice(np.array([-3e38, 3e38], np.float32), (40, 7))
+    y, state = network.step(x, np.zeros((40, config.state_width), np.float32))
+    assert np.isfinite(y).all() and np.isfinite(state).all(), cell
+"""
+
+
+def test_step_on_extreme_inputs_stays_finite_without_fused_multiply_add() -> None:
+    """On BLAS kernels whose products overflow by themselves, extreme inputs still give finite results."""
+    old_kernels = os.environ | {"OPENBLAS_CORETYPE": "Nehalem"}
+    done = subprocess.run([sys.executable, "-c", EXTREME_SCRIPT], env=old_kernels, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(("cell", "layers"), SHAPES)

@@ -418,10 +418,10 @@ def _exercise(database: Database) -> None:
 
 
 @pytest.mark.parametrize("first_seed", range(0, 120, 20))
-def test_flipped_bytes_anywhere_never_stop_a_start_nor_change_a_reading(
+def test_random_damage_never_stops_a_start_nor_changes_a_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
-    """With random bytes of file or log changed, every start works and what is read is right or left out."""
+    """With file or log damaged at random, every start works and what is read is right or left out."""
     monkeypatch.setattr(journal_module, "TAIL_RECORDS", 100)
     with open_database(tmp_path / "whole", now_s=NOW_S) as database:
         _fill(database)
@@ -433,13 +433,26 @@ def test_flipped_bytes_anywhere_never_stop_a_start_nor_change_a_reading(
         shutil.copytree(tmp_path / rng.choice(["whole", "crashed"]), directory)
         victims = [file for name in ("", "-wal") if (file := directory / f"gruard.db{name}").exists()]
         victim = rng.choice(victims)
-        content = bytearray(victim.read_bytes())
-        for _ in range(rng.choice([1, 1, 4, 64])):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        victim.write_bytes(content)
+        victim.write_bytes(_damaged(bytearray(victim.read_bytes()), rng))
         outcomes.add(_survives(directory))
     assert "sound" in outcomes
     assert len(outcomes) > 1
+
+
+def _damaged(content: bytearray, rng: random.Random) -> bytearray:
+    """The content with one to 64 bytes changed, a sector zeroed, the end cut off, or two pages swapped."""
+    kind, place = rng.randrange(8), rng.randrange(len(content))
+    if kind == 0:
+        content[place : place + 512] = bytes(len(content[place : place + 512]))
+    elif kind == 1:
+        del content[place:]
+    elif kind == 2:
+        one, other = slice(8192, 12288), slice(place // 4096 * 4096, place // 4096 * 4096 + 4096)
+        content[one], content[other] = content[other], content[one]
+    else:
+        for _ in range(rng.choice([1, 1, 1, 4, 64])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    return content
 
 
 def _survives(directory: Path) -> str:
@@ -534,6 +547,22 @@ def test_model_entry_is_written_anew(database: Database) -> None:
     database.add_model(model("m-1"))
     database.add_model(model("m-1", status="rejected"))
     assert database.models() == [model("m-1", status="rejected")]
+
+
+def test_ended_alerts_and_models_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruning keeps the newest alerts and models up to a number, and every open or live one."""
+    bounds = [(counting, 5, deleting) for counting, _, deleting in journal_module._ENDED]
+    monkeypatch.setattr(journal_module, "_ENDED", bounds)
+    for number in range(12):
+        ended = number not in {0, 4}
+        database.save_alert(alert(f"a-{number:02}", NOW_S + number, NOW_S + 50 if ended else None))
+        database.add_model(model(f"m-{number:02}", "a"))
+        database.activate_model(f"m-{number:02}", number, NOW_S + number)
+    assert database.prune(100, 10**9, 8) == 8
+    assert database.prune(100, 10**9, 8) == 6
+    assert database.prune(100, 10**9, 8) == 0
+    assert sorted(row.id for row in database.alerts(100)) == ["a-00", "a-04", "a-09", "a-10", "a-11"]
+    assert [row.id for row in database.models()] == ["m-07", "m-08", "m-09", "m-10", "m-11"]
 
 
 def test_unknown_model_cannot_be_activated(database: Database) -> None:

@@ -42,7 +42,7 @@ def descendants(running: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_demo_finds_the_injected_faults_and_ends_by_itself() -> None:
-    """A demo at twice the usual speed ends with 0: faults found, hardly a false alarm, every reading counted."""
+    """A demo at twice its speed ends with 0: faults found, hardly a false alarm, every reading counted."""
     with demo(seconds=80, speed=20) as running:
         out, errors = running.communicate(timeout=180)
 

@@ -156,20 +156,36 @@ def test_judge_burn_sees_a_score_that_rose_and_stayed() -> None:
     assert verdict.raised
 
 
+def test_judge_burn_sees_a_peak_beyond_all_that_was_usual() -> None:
+    """A score that adapts to the burn shows it by a peak clearly above every score of the minute before."""
+    usual = [(START_S - t, 0.05 if t % 2 else 0.3) for t in range(1, 60)]
+    fading = [(START_S + 1, 0.7), *((START_S + t, 0.1) for t in range(2, 12))]
+
+    assert burn(*usual, *fading).raised
+    assert not burn(*usual, (START_S - 3, 0.65), *fading).raised
+
+
 @pytest.mark.parametrize(
     "scores",
     [
         ((START_S - 10, 0.1), (START_S + 6, 0.29)),
-        ((START_S - 10, 0.1), (START_S + 2, 0.1), (START_S + 4, 0.9), (START_S + 6, 0.1)),
+        (
+            (START_S - 20, 0.1),
+            (START_S - 15, 0.1),
+            (START_S - 10, 0.85),
+            (START_S + 5, 0.1),
+            (START_S + 6, 0.1),
+            (START_S + 7, 0.9),
+        ),
         ((START_S + 6, 0.9),),
         ((START_S - 10, 0.1), (START_S + 13, 0.9)),
         ((START_S - 70, 0.1), (START_S + 6, 0.9)),
         (),
     ],
-    ids=["too little", "one burst", "nothing before", "too late", "too long ago", "no scores"],
+    ids=["too little", "seen before", "nothing before", "too late", "too long ago", "no scores"],
 )
 def test_judge_burn_is_not_taken_in(scores: tuple[tuple[float, float], ...]) -> None:
-    """A small rise, a single burst, or nothing to compare with does not count as raised."""
+    """A small rise, a height seen shortly before, or nothing to compare with does not count as raised."""
     assert not burn(*scores).raised
 
 

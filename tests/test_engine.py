@@ -203,7 +203,7 @@ def test_checkpoint_only_moved_devices() -> None:
     bench = Bench()
     bench.feed([*readings_of("a", plant_rows(12)), *readings_of("b", plant_rows(12))])
     assert [row.device for row in bench.engine.checkpoint()] == ["a", "b"]
-    assert bench.engine.checkpoint() == []
+    assert list(bench.engine.checkpoint()) == []
     bench.feed(readings_of("b", plant_rows(1), 5000.0))
     assert [row.device for row in bench.engine.checkpoint()] == ["b"]
 

@@ -155,6 +155,7 @@ def test_checkpoint_of_a_forgotten_device_is_gone(database: Database) -> None:
         "UPDATE device_state SET lsn = 5 WHERE lsn = 1",
         "UPDATE device_state SET model = NULL WHERE lsn = 1",
         "UPDATE device_state SET checksum = NULL WHERE lsn = 1",
+        "UPDATE device_state SET state = NULL, checksum = NULL WHERE lsn = 1",
         "UPDATE device_state SET fieldset = 99 WHERE lsn = 1",
         "UPDATE devices SET device = 'pump-9' WHERE device = 'pump-1'",
     ],
@@ -204,6 +205,29 @@ def test_reader_sees_commits_and_nothing_before(tmp_path: Path, packed: None) ->
             assert reader.devices() == database.devices()
             assert reader.count_readings() == database.count_readings()
         assert reader.skipped_rows == 0
+
+
+def test_reader_sees_one_moment_although_readings_move_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is packed and pruned between two steps of a read is not missing from it."""
+    monkeypatch.setattr(journal_module, "TAIL_RECORDS", 100)
+    with open_database(tmp_path, now_s=NOW_S) as database, open_readonly(tmp_path) as reader:
+        database.append(readings(1, 100))
+        database.commit()
+        learn = reader._catch_up
+
+        def meanwhile() -> None:
+            learn()
+            monkeypatch.setattr(journal_module, "TAIL_RECORDS", 0)
+            database.append(readings(101, 100))
+            database.prune(20, 10**9, 1000)
+            database.commit()
+
+        monkeypatch.setattr(reader, "_catch_up", meanwhile)
+        assert reader.history("pump-1", FIELDS, 1000).lsn.tolist() == list(range(1, 101))
+        monkeypatch.setattr(reader, "_catch_up", learn)
+        assert reader.history("pump-1", FIELDS, 1000).lsn.tolist() == list(range(181, 201))
 
 
 def test_reader_in_another_process_reads_while_the_writer_writes(tmp_path: Path) -> None:
@@ -293,5 +317,5 @@ def test_reader_of_a_foreign_database_says_so(tmp_path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("CREATE TABLE t (a)")
     connection.close()
-    with pytest.raises(StateError, match="another program"):
+    with pytest.raises(StateError, match="not one of gruard's"):
         open_readonly(tmp_path)

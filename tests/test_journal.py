@@ -103,6 +103,7 @@ def test_rollback_takes_back_new_devices_and_packs(database: Database, short_tai
     database.append(readings(31, 100, ["pump-1", "pump-2"]))
     database.commit()
     assert _lsns(database) == [*range(1, 31), *range(32, 131, 2)]
+    assert _lsns(database, "pump-2") == list(range(31, 131, 2))
 
 
 def test_append_refuses_values_that_do_not_fit_the_fields(database: Database) -> None:
@@ -254,13 +255,13 @@ def test_packing_leaves_history_as_it_was(database: Database, short_tail: None) 
 
 def test_packing_serves_quiet_devices_beside_a_busy_one(database: Database, short_tail: None) -> None:
     """A device that fills the tail cannot keep another's readings, and so the journal, for ever."""
-    database.append([reading(1, "quiet")])
-    for first in range(2, 2000, 20):
+    database.append([*readings(1, 9, ["busy"]), reading(10, "quiet")])
+    for first in range(11, 2011, 20):
         database.append(readings(first, 20, ["busy"]))
         database.prune(10**9, 10**9, 1000)
     assert _count(database, "readings") < 200
-    assert _lsns(database, "quiet") == [1]
-    assert _lsns(database, "busy") == list(range(2, 2002))
+    assert _lsns(database, "quiet") == [10]
+    assert _lsns(database, "busy") == [*range(1, 10), *range(11, 2011)]
 
 
 def test_prune_cuts_each_device_to_its_cap(database: Database, short_tail: None) -> None:
@@ -334,17 +335,34 @@ def test_disk_stays_bounded_under_a_steady_stream(tmp_path: Path, short_tail: No
 
 def test_log_stays_bounded_while_a_reader_reads(tmp_path: Path) -> None:
     """The write-ahead log is folded back even with a reader open beside the writer."""
-    with open_database(tmp_path, now_s=NOW_S) as database:
+    log = tmp_path / "gruard.db-wal"
+    with open_database(tmp_path, now_s=NOW_S) as database, open_readonly(tmp_path) as reader:
+        database.append(readings(1, 300))
         database.commit()
-        with open_readonly(tmp_path) as reader:
-            after = reader.readings_after(0, batch=10)
-            for first in range(1, 20_001, 500):
-                database.append(readings(first, 500))
+        after = reader.readings_after(0, batch=1)
+        for _ in range(200):
+            database.put_outbox("t", bytes(100_000), 1, retain=False, key="k")
+            database.commit()
+            next(after)
+            reader.history("pump-1", FIELDS, 10)
+        assert log.stat().st_size < 6_000_000
+        assert database.size_bytes() == (tmp_path / "gruard.db").stat().st_size + log.stat().st_size
+
+
+def test_log_shrinks_after_a_reader_held_it_open(tmp_path: Path) -> None:
+    """A log that grew because a reader stood still is cut back once the reader has moved."""
+    log = tmp_path / "gruard.db-wal"
+    with open_database(tmp_path, now_s=NOW_S) as database, open_readonly(tmp_path) as reader:
+        with reader._snapshot():
+            reader.outbox_pending()
+            for _ in range(25):
+                database.put_outbox("t", bytes(1_000_000), 1, retain=False, key="k")
                 database.commit()
-                next(after)
-                reader.history("pump-1", FIELDS, 10)
-            assert (tmp_path / "gruard.db-wal").stat().st_size < 12_000_000
-            assert database.size_bytes() >= (tmp_path / "gruard.db").stat().st_size
+        assert log.stat().st_size > 20_000_000
+        for _ in range(3):
+            database.put_outbox("t", b"x", 1, retain=False, key="k")
+            database.commit()
+        assert log.stat().st_size < 17_000_000
 
 
 def test_forgotten_device_is_gone_at_once_and_may_come_back_new(tmp_path: Path, short_tail: None) -> None:
@@ -364,6 +382,21 @@ def test_forgotten_device_is_gone_at_once_and_may_come_back_new(tmp_path: Path, 
             pass
         assert _count(database, "devices") == 2
         assert _lsns(database) == [201, 202, 203]
+        assert database.skipped_rows == 0
+
+
+def test_new_device_never_inherits_the_readings_of_a_forgotten_one(tmp_path: Path) -> None:
+    """A device's number is not given again while its readings may still lie in the journal."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        database.append(readings(1, 10, ["old"]))
+        database.forget_device("old")
+        assert database.prune(100, 1, 100) == 0
+        assert _count(database, "devices") == 0
+        database.append(readings(11, 2, ["new"]))
+        database.commit()
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        assert _lsns(database, "new") == [11, 12]
+        assert database.count_readings() == 2
         assert database.skipped_rows == 0
 
 
@@ -416,10 +449,13 @@ def test_failing_read_inside_a_write_takes_the_group_back(database: Database, sh
     """If packing cannot read the journal, append raises StateError and stores nothing."""
     database.append(readings(1, 30))
     database.commit()
-    database._write("ALTER TABLE packs RENAME TO lost")
-    database.commit()
-    with pytest.raises(StateError):
+    database._write(
+        "CREATE TEMP VIEW devices AS SELECT 1 AS id, NULL + 'x' AS device, json('{') AS packed_lsn"
+    )
+    with pytest.raises(StateError, match="cannot be read"):
         database.append(readings(31, 100))
+    database.commit()
+    assert _count(database, "readings") == 30
     assert database.next_lsn == 31
     assert (database.path.parent / "gruard.db.suspect").exists()
 

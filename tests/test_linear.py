@@ -62,35 +62,35 @@ def test_ridge_field_never_seen_has_zero_weights() -> None:
 def test_fit_ar_needs_few_rows_and_beats_the_last_value() -> None:
     """Fifty readings of an oscillation are enough for a useful per-field forecast."""
     t = np.arange(150)
-    z = np.stack([np.sin(t / 3), np.cos(t / 5)], axis=1).astype(np.float32)[None]  # (1, T, 2)
-    weights = linear.fit_ar(z[:, :50], np.ones((1, 50, 2), bool))
-    lags = linear.lagged(z[0], LAGS)
-    ar = linear.forecast_ar(lags, np.broadcast_to(weights[0], (150, 2, LAGS + 1)))
-    ar_error = np.abs(z[0] - ar)[60:].mean()
-    last_error = np.abs(np.diff(z[0], axis=0))[60:].mean()
+    z = np.stack([np.sin(t / 3), np.cos(t / 5)], axis=1).astype(np.float32)  # (T, 2)
+    weights = linear.fit_ar(z[:50], np.ones((50, 2), bool))
+    lags = linear.lagged(z, LAGS)
+    ar = linear.forecast_ar(lags, np.broadcast_to(weights, (150, 2, LAGS + 1)))
+    ar_error = np.abs(z - ar)[60:].mean()
+    last_error = np.abs(np.diff(z, axis=0))[60:].mean()
     assert ar_error < 0.3 * last_error
 
 
-def test_fit_ar_devices_are_independent() -> None:
-    """Each device's weights depend on its own rows only."""
+def test_fit_ar_fields_are_independent() -> None:
+    """Each field's weights depend on its own rows only."""
     rng = np.random.default_rng(0)
-    z = rng.standard_normal((3, 80, 2)).astype(np.float32)
+    z = rng.standard_normal((80, 3)).astype(np.float32)
     mask = np.ones(z.shape, bool)
     many = linear.fit_ar(z, mask)
-    np.testing.assert_allclose(many[1:2], linear.fit_ar(z[1:2], mask[1:2]), atol=1e-6)
+    np.testing.assert_allclose(many[1:2], linear.fit_ar(z[:, 1:2], mask[:, 1:2]), atol=1e-6)
 
 
 def test_fit_ar_masked_rows_teach_nothing() -> None:
     """Rows where a field was missing do not change its weights."""
-    z = var_series(200)[None]
+    z = var_series(200)
     mask = np.ones(z.shape, bool)
-    mask[:, 100:110, 0] = False
+    mask[100:110, 0] = False
     spoilt = z.copy()
     clean = linear.fit_ar(z, mask)
     # only the target of the masked rows differs: the rows that look back on them are masked as well
-    mask[:, 100 : 110 + LAGS, 0] = False
-    spoilt[:, 100:110, 0] = 40.0
+    mask[100 : 110 + LAGS, 0] = False
+    spoilt[100:110, 0] = 40.0
     np.testing.assert_allclose(
-        linear.fit_ar(spoilt, mask)[0, 1], linear.fit_ar(z, mask)[0, 1], atol=1e-6
+        linear.fit_ar(spoilt, mask)[1], linear.fit_ar(z, mask)[1], atol=1e-6
     )
-    assert np.abs(linear.fit_ar(spoilt, mask)[0, 0] - clean[0, 0]).max() < 0.3
+    assert np.abs(linear.fit_ar(spoilt, mask)[0] - clean[0]).max() < 0.3

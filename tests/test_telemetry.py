@@ -125,13 +125,12 @@ def test_telemetry_measures_real_work() -> None:
     assert all(math.isfinite(value) for value in fields.values())
 
 
-def test_telemetry_spans_the_last_looks() -> None:
-    """A rate covers the last few looks, so one busy moment fades instead of jumping."""
-    looks = iter([Counters(float(t), totals={"net_kb_s": 100.0 * (t >= 2)}) for t in range(9)])
+def test_telemetry_measures_since_the_call_before() -> None:
+    """Each reading has its own interval, so a busy moment shows once and in full."""
+    looks = iter([Counters(float(t), totals={"net_kb_s": 100.0 * (t >= 2)}) for t in range(5)])
     telemetry = HostTelemetry(lambda: next(looks))
-    shown = [telemetry.measure()["net_kb_s"] for _ in range(8)]
 
-    assert shown == [0.0, 50.0, pytest.approx(33.3333), 25.0, 25.0, 0.0, 0.0, 0.0]
+    assert [telemetry.measure()["net_kb_s"] for _ in range(4)] == [0.0, 100.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

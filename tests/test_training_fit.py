@@ -75,7 +75,9 @@ def test_fit_learns_from_one_short_series_and_from_many(series: int) -> None:
 def test_fit_weights_give_the_reported_loss_in_numpy(cell: str, layers: int) -> None:
     """The exported weights, stepped by the numpy cell from row 0, have the loss that was reported."""
     x, y, mask = lagged(5, 200, 2)
+    y += 0.5  # something that a few steps surely learn
     result = fit(x, y, mask, 120, replace(SMALL, cell=cell, layers=layers, dropout=0.2))
+    assert result.best_step > 0
     network = Network(NetworkConfig(cell, 1, 12, layers, 1), result.weights)
     state = np.zeros((5, network.config.state_width), np.float32)
     errors = []
@@ -158,6 +160,18 @@ def test_fit_ignores_rows_without_targets() -> None:
     third = fit(x, y, mask, 200, replace(SMALL, steps=10))
     assert same(first.weights, second.weights)
     assert first.losses == second.losses == third.losses
+
+
+def test_fit_learns_nothing_from_targets_that_do_not_count() -> None:
+    """Where half the targets are masked at random, the net learns the other half's value, not a mixture."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((6, 300, 1), np.float32)
+    y, mask = np.ones((6, 300, 2), np.float32), random.random((6, 300, 2)) < 0.5
+    y[~mask] = np.nan
+    result = fit(x, y, mask, 200, replace(SMALL, steps=100, patience=99))
+    assert result.zero_loss == pytest.approx(0.5)
+    assert result.held_back_loss < 0.01
+    assert result.losses[-1] < 0.01
 
 
 def test_streams_visit_every_row_in_use_and_no_other() -> None:

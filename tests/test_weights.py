@@ -8,6 +8,7 @@ import os
 import pickle  # noqa: TID251 -- written as an attack, never loaded
 import struct
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +24,6 @@ from gruard.models.weights import ModelPackage, check_network, read, seal, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -96,8 +96,7 @@ def refused_or_same(directory: Path, sealed: ModelPackage) -> bool:
     """Whether read refuses; an answer that is not the sealed content, or another error, fails the test."""
     try:
         found = read(directory, sealed.manifest.id)
-    except ModelError as error:
-        assert sealed.manifest.id in str(error)
+    except ModelError:
         return True
     assert same(found, sealed)
     return False
@@ -125,7 +124,7 @@ def test_id_is_the_beginning_of_the_tensor_files_digest(tmp_path: Path) -> None:
 
 
 def test_seal_is_reproducible_and_sees_every_change() -> None:
-    """The same content has the same id and digest; another number, shape or manifest entry has another digest."""
+    """The same content has the same id and digest; any other content another digest."""
     first = package()
     assert same(package(), first)
     changed = tensors()
@@ -143,7 +142,7 @@ def test_seal_is_reproducible_and_sees_every_change() -> None:
 
 
 def test_seal_takes_copies(tmp_path: Path) -> None:
-    """What the caller does to its arrays afterwards does not reach the package, whatever their memory order."""
+    """What the caller does to its arrays afterwards does not reach the package, in any memory order."""
     mine = tensors()
     mine["turned"] = np.arange(12, dtype=np.float32).reshape(3, 4).T
     mine["scalar"] = np.array(2.5, np.float32)
@@ -176,7 +175,7 @@ def test_write_that_fails_leaves_the_old_files_whole(tmp_path: Path, monkeypatch
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    for good_calls in range(2):  # the first file's fsync, its directory's
+    for good_calls in range(4):  # per file: its own fsync, its directory's
         calls = iter(range(99))
         with monkeypatch.context() as patch:
             fsync = os.fsync
@@ -192,10 +191,10 @@ def test_write_that_fails_leaves_the_old_files_whole(tmp_path: Path, monkeypatch
 def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per file: contents flushed, then renamed, then the directory flushed; and the manifest comes last."""
     story: list[str] = []
-    fsync, replace_path = os.fsync, type(tmp_path).replace
+    fsync, replace_path = os.fsync, Path.replace
 
     def spy_fsync(descriptor: int) -> None:
-        story.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")  # noqa: PTH119 -- text only
+        story.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def spy_replace(path: Path, target: Path) -> Path:
@@ -203,7 +202,7 @@ def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: py
         return replace_path(path, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(type(tmp_path), "replace", spy_replace)
+    monkeypatch.setattr(Path, "replace", spy_replace)
     sealed = package()
     write(tmp_path, sealed)
     assert story == [
@@ -219,7 +218,7 @@ def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_read_after_bit_flips_is_refused_or_unchanged(tmp_path: Path, which: int) -> None:
-    """One flipped bit anywhere in either file is found, unless it changed nothing that counts (JSON spaces)."""
+    """One flipped bit anywhere in either file is found, unless it changed nothing that counts (spaces)."""
     sealed = package()
     write(tmp_path, sealed)
     path = files(tmp_path, sealed)[which]
@@ -509,7 +508,7 @@ def _entry(**changes: Any) -> dict[str, Any]:
         foreign(b"{}", pickle.dumps(_Canary())),
         b"PK\x03\x04" + bytes(200),
         struct.pack("<Q", 2**63) + b"{}",
-        struct.pack("<Q", 2**21) + b" " * 2**21,
+        foreign(json.dumps(_entry()).encode() + b" " * 2**20, bytes(8)),
         foreign(b""),
         foreign(b"[]"),
         foreign(b"{" * 10_000),
@@ -607,7 +606,6 @@ def test_seal_refuses_tensors_that_read_would_refuse(change: Callable[[Tensors],
         ("group", None),
         ("fields", (1, 2)),
         ("devices", ("a", "a", "b")),
-        ("hidden", 2**70),
     ],
 )
 def test_seal_refuses_a_manifest_that_read_would_refuse(name: str, value: object) -> None:
@@ -633,11 +631,7 @@ def test_seal_refuses_a_manifest_that_read_would_refuse(name: str, value: object
 def test_any_manifest_comes_back_as_it_was_sealed(
     tmp_path: Path, report: dict[str, Any], times: tuple[float, float, float], fields: list[str]
 ) -> None:
-    """Whatever texts and numbers it holds, a manifest that seal accepts is read back equal, types included."""
-    try:
-        report_text = json.dumps([report, fields], ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return  # lone surrogates are refused: tested above
+    """Whatever texts and numbers it holds, a sealed manifest is read back equal, types included."""
     created, start, end = times
     sealed = package(
         report=report, fields=tuple(fields), created_s=created, span_start_s=start, span_end_s=end
@@ -647,7 +641,6 @@ def test_any_manifest_comes_back_as_it_was_sealed(
     assert same(found, sealed)
     assert found.manifest.report == report
     assert {k: type(v) for k, v in found.manifest.report.items()} == {k: type(v) for k, v in report.items()}
-    assert report_text
 
 
 def _drop(name: str) -> Callable[[Tensors], None]:
@@ -672,6 +665,7 @@ def _drop(name: str) -> Callable[[Tensors], None]:
         (lambda _: None, {"cell": "transformer"}),
         (lambda _: None, {"hidden": 9}),
         (lambda _: None, {"hidden": -8}),
+        (lambda _: None, {"hidden": 2**70}),
         (lambda _: None, {"layers": 2}),
         (lambda _: None, {"layers": 10**9}),
     ],

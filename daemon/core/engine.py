@@ -29,7 +29,7 @@ from gruard.models.group import ENROL_AT, GroupScorer, Phase, Scores
 from gruard.models.weights import check_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -285,11 +285,11 @@ class Engine:
 
     # -- checkpoints ---------------------------------------------------------------------------
 
-    def checkpoint(self) -> list[DeviceRow]:
-        """The state of every device that moved since the last call."""
-        rows = [self._row(self.devices[name]) for name in sorted(self._moved)]
+    def checkpoint(self) -> Iterator[DeviceRow]:
+        """The state of every device that moved since the last call, one by one: they need not fit in memory."""
+        for name in sorted(self._moved):
+            yield self._row(self.devices[name])
         self._moved.clear()
-        return rows
 
     def restore(self, rows: Iterable[DeviceRow]) -> list[EnrolDue]:
         """Put devices back from checkpoints, after the live models were adopted.

@@ -1,7 +1,7 @@
 """The programs a demo starts beside itself: the embedded broker and the real daemon.
 
-Both are out of reach of the terminal's Ctrl-C, so that the demo decides when they stop, and both are
-stopped through their own process, never by name.
+Neither ends by the terminal's Ctrl-C, so that the demo decides when they stop: the broker's own loop never
+looks at it, the daemon gets a session of its own. Both are stopped through their process, never by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -81,14 +80,10 @@ class BrokerChild:
     def __init__(self) -> None:
         self.port = free_port()
         self._broker = Broker(self.port, LOOPBACK, max_payload_size=_LARGEST_PAYLOAD_BYTES)
-        # A blocked signal stays blocked in the child, and iotcore offers no session of its own.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._broker.start()
         except (OSError, RuntimeError) as error:
             raise GruardError(f"the embedded broker does not start: {error}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def stop(self) -> None:
         """End it and free its port."""

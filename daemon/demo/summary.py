@@ -4,8 +4,9 @@ Rules
     found        an alert of the faulty pump opened between the fault's start and its end
     false alarm  an alert opened on a pump that had no fault, or on a faulty pump before its fault began
     aftermath    an alert opened on a faulty pump after its repair: shown, neither found nor false
-    burn raised  the median score of this machine during the burn is at least 0.2 above the median of the
-                 minute before it, or an alert opened during it that is mostly about CPU and memory
+    burn raised  during the burn this machine's median score is at least 0.2 above the median of the minute
+                 before, or its highest score is that and at least 0.1 above every score of that minute, or an
+                 alert opened that is mostly about CPU and memory
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from gruard.daemon.demo.fleet import Fault
 
-RISE = 0.2  # how far a burn must lift the median score
+RISE = 0.2  # how far a burn must lift the score above its median
+CLEAR = 0.1  # how far a peak must lie above all that was there without a burn
 #: Fields of this machine that the burn moves; an alert about others is not about the burn.
 BURN_FIELDS = frozenset(
     {
@@ -72,7 +74,11 @@ class BurnVerdict:
         """Whether the burn showed, by the rule in the module's docstring."""
         if self.alert is not None:
             return True
-        return self.before is not None and self.during is not None and self.during[0] >= self.before[0] + RISE
+        if self.before is None or self.during is None:
+            return False
+        usual, highest = self.before
+        lifted, peak = self.during
+        return lifted >= usual + RISE or peak >= max(usual + RISE, highest + CLEAR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +244,7 @@ def _burn_lines(burn: BurnVerdict | None) -> list[str]:
     verdict = "RAISED" if burn.raised else "NOT RAISED"
     lines = [
         f"burn on this machine: score before: {told(burn.before)}; during: {told(burn.during)}: {verdict}",
-        f"  (raised: the median rose by {RISE}, or an alert opened that is mostly about CPU and memory)",
+        f"  (raised: median up by {RISE}, or highest up by {CLEAR}, or an alert mostly about CPU and memory)",
     ]
     if burn.alert is not None:
         lines.append(f"  alert: {burn.alert}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,22 +63,19 @@ def _cpu_percents(before: Counters, after: Counters) -> dict[str, float]:
 
 
 class HostTelemetry:
-    """Readings of this machine, one per call; rates span the last `LOOKS` calls.
+    """Readings of this machine, one per call; rates are those since the call before.
 
-    A core's clock ticks a hundred times a second only, so a rate over one short interval would jump.
+    Intervals do not overlap: overlapping ones would make every reading predictable from the last.
     """
-
-    LOOKS = 5
 
     def __init__(self, read: Callable[[], Counters] | None = None) -> None:
         self._read = read or read_counters
-        self._looks = deque([self._read()], maxlen=self.LOOKS)
+        self._last = self._read()
 
     def measure(self) -> dict[str, float]:
         """The machine's fields now."""
-        self._looks.append(self._read())
-        fields = rates(self._looks[0], self._looks[-1])
-        return {name: round(value, 4) for name, value in fields.items()}
+        before, self._last = self._last, self._read()
+        return {name: round(value, 4) for name, value in rates(before, self._last).items()}
 
 
 def read_counters() -> Counters:

@@ -3,7 +3,7 @@
     network thread   connect -> subscribe -> inbox              PUBACKs, publishes -> broker
     worker thread    take() ... commit ... ack()                publish() ... confirmed()
 
-Only the network thread touches paho's client of the session, so no call of ours can wait on a lock of paho's.
+Only the network thread touches the paho client of the session, so no call of ours waits on a lock of paho's.
 The other files of this edge: `connection` (one connection), `mailbox` (what the two threads hand each
 other), `reconnect` (when to try again), `link` (options, status, TLS).
 """
@@ -176,12 +176,11 @@ class Broker:
             )
             connection.run(self._stopping, bell)
         except BrokerError as error:
-            link.last_error = f"Cannot use {where}: {error}."
-        except (OSError, ValueError) as error:  # ValueError: a host name or password that cannot be sent
-            link.last_error = f"Cannot reach {where}: {cause(error)}."
+            link.last_error = f"No connection to {where}: {error}."
         except Exception as error:  # noqa: BLE001 - a fault of ours or paho's must not end this thread
             _log.exception("the connection to %s:%s met a fault", self._options.host, self._options.port)
-            link.last_error = f"Dropped {where} because of a fault: {error!r}."
+            # Not its repr, which for a password that is no text would show it.
+            link.last_error = f"Dropped {where} because of a fault ({type(error).__name__}: {error})."
         else:
             if not self._stopping.is_set():
                 link.last_error = f"Lost {where}: {connection.reason}."

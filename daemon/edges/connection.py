@@ -27,6 +27,7 @@ from gruard.daemon.edges.link import (
     Bell,
     BrokerOptions,
     Link,
+    cause,
     has_decrypted_bytes,
     tls_context,
 )
@@ -80,10 +81,12 @@ class Connection:
         """Connect and serve until the connection ends or `stopping` is set.
 
         Raises:
-            BrokerError: the broker refused us or did not answer.
-            OSError: no connection could be made.
+            BrokerError: the broker is out of reach, silent or refuses us; the text says why.
         """
-        self._connect()
+        try:
+            self._connect()
+        except (OSError, ValueError) as error:  # ValueError: a host name that is none
+            raise BrokerError(cause(error)) from error
         deadline_s = self._clock() + _CONNACK_TIMEOUT_S
         while (sock := self._client.socket()) is not None:
             if stopping.is_set():

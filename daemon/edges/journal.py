@@ -32,6 +32,25 @@ if TYPE_CHECKING:
 #: A device is cut back once it is over its cap by one part in so many: pruning by single readings would
 #: rewrite a pack for each.
 _SLACK: Final = 16
+#: What is over and done with, how much of it is kept, and how the oldest goes: each a bound on the disk.
+_ENDED: Final = (
+    (
+        "SELECT count(*) FROM alerts",
+        10_000,
+        (
+            "DELETE FROM alerts WHERE rowid IN"
+            " (SELECT rowid FROM alerts WHERE resolved_s IS NOT NULL ORDER BY updated_s LIMIT ?)"
+        ),
+    ),
+    (
+        "SELECT count(*) FROM models",
+        1000,
+        (
+            "DELETE FROM models WHERE rowid IN"
+            " (SELECT rowid FROM models WHERE status IN ('retired', 'rejected') ORDER BY created_s LIMIT ?)"
+        ),
+    ),
+)
 
 
 def suspect_path(path: Path) -> Path:
@@ -91,9 +110,10 @@ class Journal(Reader):
         """Delete at most `limit` stored rows; returns how many, 0 once there is nothing to do.
 
         First what the journal still holds of packed readings, then each device's oldest readings beyond its
-        cap (looked at once it is over by a sixteenth) and what forgotten devices left. A reading thus counts
-        twice on its way out: a steady stream needs a pace of twice its readings. Nothing with
-        lsn >= keep_from_lsn goes, nor the newest reading of all, which tells `next_lsn` after a restart.
+        cap (looked at once it is over by a sixteenth) and what forgotten devices left, then all but the
+        newest 10,000 alerts and 1,000 models, open and live ones never. A reading thus counts twice on its
+        way out: a steady stream needs a pace of twice its readings. No reading with lsn >= keep_from_lsn
+        goes, nor the newest of all, which tells `next_lsn` after a restart.
         """
         with self._whole():
             cut = min(keep_from_lsn, self.next_lsn - 1)
@@ -102,7 +122,7 @@ class Journal(Reader):
                 if removed >= limit:
                     break
                 removed += self._drop_oldest(device, min(excess, limit - removed), cut)
-            return removed
+            return removed + self._drop_ended(limit - removed)
 
     # --- how it is done -------------------------------------------------------------------------------------
 
@@ -110,7 +130,6 @@ class Journal(Reader):
         """Read from the file what is held in memory."""
         self._fieldsets.clear()
         self._owners.clear()
-        self._sweep.clear()
         self._tail = Tail()
         self._read_tail()
         newest = self._all("SELECT max(lsn) FROM readings")[0][0]
@@ -248,6 +267,15 @@ class Journal(Reader):
             self._write(sql, (removed, identity))
         if not packs:
             self._write("DELETE FROM devices WHERE id = ? AND device IS NULL", (identity,))
+        return removed
+
+    def _drop_ended(self, limit: int) -> int:
+        """Delete up to `limit` of the oldest resolved alerts and replaced models beyond what is kept."""
+        removed = 0
+        for counting, kept, deleting in _ENDED:
+            excess = min(self._all(counting)[0][0] - kept, limit - removed)
+            if excess > 0:
+                removed += self._write(deleting, (excess,)).rowcount
         return removed
 
     def _shorten(self, pack: int, fieldset: int, body: object, wanted: int, cut: int) -> int:

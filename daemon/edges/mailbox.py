@@ -83,7 +83,7 @@ class Mailbox:
         """Queue acknowledgements."""
         if messages:
             with self._arrived:
-                self._outgoing.append(messages)
+                self._outgoing.append(tuple(messages))
             self._ring()
 
     def offer(

@@ -118,10 +118,10 @@ def read_record(
 
 def checkpoint_checksum(
     device: str, fieldset: Fieldset, lsn: int, layout: str, model: str | None, state: object
-) -> int | None:
-    """What the checksum of a sound checkpoint is; None, which fits nothing, if `state` is not even bytes."""
+) -> int:
+    """What the checksum of a sound checkpoint is; -1, which fits nothing, if `state` is not even bytes."""
     if not isinstance(state, bytes):
-        return None
+        return -1
     return crc32(state, crc32(repr((lsn, layout, model)).encode(), fieldset.seed(device)))
 
 

@@ -102,17 +102,17 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
 
 def create(path: Path) -> None:
     """Make an empty database at `path`, whole or not at all. Raises sqlite3.Error, OSError."""
-    young = path.with_name(path.name + ".new")
+    fresh = path.with_name(path.name + ".new")
     for suffix in ("", "-journal", "-wal", "-shm"):
-        young.with_name(young.name + suffix).unlink(missing_ok=True)
-    young.touch(mode=0o600)
-    connection = connect(young)
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    connection = connect(fresh)
     try:
         migrate(connection)
         connection.execute("PRAGMA journal_mode = WAL")
     finally:
         connection.close()
-    young.rename(path)
+    fresh.rename(path)
 
 
 def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
@@ -121,6 +121,7 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
     `thorough` reads more than the pages' structure; it is meant for a file that has failed in use.
     Raises DamagedError, StateError (written by a newer gruard), sqlite3.Error (the disk, not the file).
     """
+    _check_header(path)
     with _opening(path) as connection:
         _check_identity(connection)
         _check(connection, "integrity_check(1)" if thorough else "quick_check(1)")
@@ -130,7 +131,11 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
 
 
 def open_existing(path: Path) -> sqlite3.Connection:
-    """Open for reading, beside a writer or alone. Raises as `open_sound`; an older version is a StateError."""
+    """Open for reading, beside a writer or alone. Raises as `open_sound`, StateError for an older version.
+
+    The header is left to SQLite: where the writer is of the same process, closing the file after a look
+    would take the writer's POSIX locks away.
+    """
     with _opening(path, readonly=True) as connection:
         if _check_identity(connection) < len(MIGRATIONS):
             raise StateError(
@@ -146,7 +151,6 @@ def open_existing(path: Path) -> sqlite3.Connection:
 @contextmanager
 def _opening(path: Path, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that is closed again if a check of it fails, with damage raised as DamagedError."""
-    _check_header(path)
     connection = None
     try:
         connection = connect(path, readonly=readonly)
@@ -178,15 +182,15 @@ def _check_header(path: Path) -> None:
         raise DamagedError("it is no file")
     with path.open("rb") as file:
         head = file.read(20)
-    # File format 1.3: magic string, then at 18 and 19 the write and read version; 2 is WAL.
-    if head[:16] != b"SQLite format 3\0" or head[18:20] != b"\2\2":
+    # SQLite's file format, section 1.3: at 18 and 19 the write and the read version; 2 is WAL.
+    if head[18:20] != b"\2\2":
         raise DamagedError("its header is not that of a WAL database")
 
 
 def _check_identity(connection: sqlite3.Connection) -> int:
     """The schema version. Raises DamagedError if the file is not ours, StateError if it is too new."""
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
-        raise DamagedError("it belongs to another program")
+        raise DamagedError("it is not one of gruard's")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     # Kept twice, so that one flipped bit cannot pass for a newer version and stop every start.
     recorded = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()

@@ -46,19 +46,18 @@ def main() -> None:
     per_row = options.seconds / (len(BATCHES) * len(WIDTHS) + 1)
     sgemm = matmul_flops(per_row)
     print(f"best float32 matrix product on this core: {sgemm / 1e9:.0f} GFLOP/s\n")
-    print(
-        f"{options.cell:5} {'B':>5} {'numpy us':>9} {'torch us':>9} {'torch/numpy':>12} {'steps/s':>10} {'of sgemm':>9}"
-    )
+    heads = f"{'numpy us':>9} {'torch us':>9} {'ratio':>6} {'steps/s':>10} {'of sgemm':>9}"
+    print(f"{options.cell:5} {'B':>5} {heads}")
     for hidden in WIDTHS:
         for batch in BATCHES:
             config = NetworkConfig(options.cell, INPUTS, hidden, 1, OUTPUTS)
-            ours, theirs = engines(config, batch)
-            numpy_s, torch_s = lower_deciles((ours, theirs), per_row)
-            share = batch * flops(config) / numpy_s / sgemm
-            print(
-                f"H={hidden:<3} {batch:>5} {numpy_s * 1e6:>9.1f} {torch_s * 1e6:>9.1f} {torch_s / numpy_s:>12.2f}"
-                f" {batch / numpy_s:>10,.0f} {share:>9.0%}"
-            )
+            ours, theirs = lower_deciles(engines(config, batch), per_row)
+            rate, share = batch / ours, batch * flops(config) / ours / sgemm
+            times = f"{ours * 1e6:>9.1f} {theirs * 1e6:>9.1f} {theirs / ours:>6.2f}"
+            print(f"H={hidden:<3} {batch:>5} {times} {rate:>10,.0f} {share:>9.0%}")
+    print(
+        "\nratio: torch's time / ours; of sgemm: share of that product's speed; steps/s: devices of one core"
+    )
 
 
 def engines(config: NetworkConfig, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -121,9 +120,8 @@ def print_machine() -> None:
     )
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores, load {load}")
-    print(
-        f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, 1 thread each"
-    )
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}"
+    print(f"{versions}, one thread each")
 
 
 if __name__ == "__main__":

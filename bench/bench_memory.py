@@ -31,7 +31,11 @@ LIMIT_MB = 80
 def status_mb(pid: int) -> dict[str, float]:
     """VmRSS and VmHWM in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return {
+        line.split(":")[0]: int(line.split()[1]) / 1024
+        for line in lines
+        if line.startswith(("VmRSS", "VmHWM"))
+    }
 
 
 def measure(devices: int, folder: Path) -> dict[str, float]:
@@ -54,7 +58,13 @@ def measure(devices: int, folder: Path) -> dict[str, float]:
         wait_until(lambda: daemon.metric('gruard_retrain_total{result="promoted"}') >= 1, 120)
         seconds = time.monotonic() - began
         ready = daemon.metric('gruard_devices{state="ready"}')
-        return {"devices": devices, "empty": empty, **status_mb(daemon.pid), "ready": ready, "seconds": seconds}
+        return {
+            "devices": devices,
+            "empty": empty,
+            **status_mb(daemon.pid),
+            "ready": ready,
+            "seconds": seconds,
+        }
 
 
 def main() -> None:

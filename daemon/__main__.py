@@ -9,7 +9,7 @@ import sys
 # It has to be said before numpy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from gruard.daemon.cli import main  # noqa: E402 - see above
+from gruard.daemon.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -93,7 +93,8 @@ class Pipeline:
         self.trainer = Trainer(directory)
         self.models: dict[str, ModelNote] = {}  # group -> the live model
         self.uncommitted = 0
-        self._directory, self._settings, self._base = directory, training, base
+        self._directory, self._models = directory, directory / MODELS
+        self._settings, self._base = training, base
         self._always_hold = always_hold
         self._wall, self._monotonic = wall, monotonic
         self._schedule = Schedule(training.every_s, training.warmup_readings)
@@ -255,7 +256,7 @@ class Pipeline:
         if outcome.model is None or outcome.group not in self.engine.groups:
             return msgspec.structs.replace(outcome, result="failed", reason="the round named no model")
         try:
-            package = weights.read(self._directory / MODELS, outcome.model)
+            package = weights.read(self._models, outcome.model)
             due = self.engine.adopt(outcome.group, package)
         except ModelError as error:
             return msgspec.structs.replace(outcome, result="failed", reason=str(error))
@@ -346,6 +347,8 @@ class Pipeline:
         Nothing is published: alerts were decided, and put in the outbox, when the rows were scored.
         Returns the readings replayed.
         """
+        for leftover in self._models.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a training round that was killed while it wrote
         for row in self.database.live_models():
             self._restore_model(row)
         saved = list(self.database.checkpoints())
@@ -374,7 +377,7 @@ class Pipeline:
 
     def _restore_model(self, row: ModelRow) -> None:
         try:
-            package = weights.read(self._directory / MODELS, row.id)
+            package = weights.read(self._models, row.id)
             group = self.engine.open_group(package.manifest.source, package.manifest.fields)
             self.engine.adopt(group.name, package)
         except ModelError as error:

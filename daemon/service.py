@@ -156,12 +156,16 @@ class Service:
         if events:
             self._metrics.observe_batch(len(events), time.perf_counter() - began)
             self._count(events)
-        if self._commit_due_s is not None and not pipeline.backlog:
-            if len(self._unacked) >= self._commit_at or now >= self._commit_due_s:
-                self._commit()
+        if self._must_commit(now):
+            self._commit()
         self._collect_training()
         if self._announcer.send(now, committed=self._commit_due_s is None):
             self._want_commit(now)
+
+    def _must_commit(self, now: float) -> bool:
+        if self._commit_due_s is None or self._pipeline.backlog:
+            return False
+        return len(self._unacked) >= self._commit_at or now >= self._commit_due_s
 
     def _want_commit(self, now: float) -> None:
         if self._commit_due_s is None:

@@ -311,7 +311,7 @@ class Limits(Table):
 
     devices: int = Field(default=10_000, ge=1, le=1_000_000)
     """Devices that are remembered (count)."""
-    inbox_readings: int = Field(default=20_000, ge=1, le=10_000_000)
+    inbox_readings: int = Field(default=5_000, ge=1, le=10_000_000)
     """Messages that wait before they are shed (count)."""
     labelled_devices: int = Field(default=500, ge=0, le=100_000)
     """Devices with metric series of their own (count)."""

@@ -60,7 +60,8 @@ def run_round(request: TrainRequest) -> TrainOutcome:
         max_seconds=request.max_seconds,
     )
     try:
-        candidate = train(histories, TrainingOptions(net, request.alarms_per_second))
+        options = TrainingOptions(net, request.alarms_per_second)
+        candidate = train(histories, options, clock=time.monotonic)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
     folder = Path(request.directory) / MODELS

@@ -24,7 +24,9 @@ def plant_rows(n: int, seed: int = 0, fields: int = 3) -> np.ndarray:
     rng = np.random.default_rng(seed)
     t = np.arange(n)
     drive = np.sin(2 * np.pi * t / 40) + 0.1 * rng.standard_normal(n)
-    columns = [20 + 3 * np.roll(drive, k) * (1 + 0.2 * k) + 0.1 * rng.standard_normal(n) for k in range(fields)]
+    columns = [
+        20 + 3 * np.roll(drive, k) * (1 + 0.2 * k) + 0.1 * rng.standard_normal(n) for k in range(fields)
+    ]
     return np.stack(columns, axis=1)
 
 
@@ -65,6 +67,8 @@ class Bench:
         rows = self.rows.get(device, [])[-limit:]
         return History(
             np.array([r.reading.time_s for r in rows]),
-            np.array([[r.reading.values.get(f, np.nan) for f in fields] for r in rows]).reshape(-1, len(fields)),
+            np.array([[r.reading.values.get(f, np.nan) for f in fields] for r in rows]).reshape(
+                -1, len(fields)
+            ),
             np.array([not r.alarm for r in rows], bool),
         )

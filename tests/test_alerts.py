@@ -11,7 +11,9 @@ from gruard.daemon.core import alerts
 from gruard.daemon.core.alerts import CLOSE_AFTER, OPEN_AFTER, Track, alert_id, follow, severity_of
 
 
-def play(track: Track, scores: list[float], *, every_s: float = 1e9, start_s: float = 0.0) -> list[str | None]:
+def play(
+    track: Track, scores: list[float], *, every_s: float = 1e9, start_s: float = 0.0
+) -> list[str | None]:
     """Follow a series of scores at threshold .8 and release .6, one a second."""
     return [
         follow(
@@ -82,7 +84,7 @@ def test_follow_second_alert_has_another_id() -> None:
     ("score", "learning", "expected"),
     [(0.81, False, "info"), (0.9, False, "warning"), (0.99, False, "critical"), (0.99, True, "warning")],
 )
-def test_severity_of_grows_with_the_excess(score: float, learning: bool, expected: str) -> None:
+def test_severity_of_grows_with_the_excess(score: float, *, learning: bool, expected: str) -> None:
     """Severity counts in multiples of the threshold's u; the baseline never says critical."""
     assert severity_of(score, 0.8, learning=learning) == expected
 
@@ -90,7 +92,12 @@ def test_severity_of_grows_with_the_excess(score: float, learning: bool, expecte
 def test_alert_id_same_moment_same_id() -> None:
     """The id depends on instance, device and opening time and on nothing else."""
     assert alert_id("a", "d", 1.5) == alert_id("a", "d", 1.5)
-    others = {alert_id("b", "d", 1.5), alert_id("a", "e", 1.5), alert_id("a", "d", 1.25), alert_id("ad", "", 1.5)}
+    others = {
+        alert_id("b", "d", 1.5),
+        alert_id("a", "e", 1.5),
+        alert_id("a", "d", 1.25),
+        alert_id("ad", "", 1.5),
+    }
     assert alert_id("a", "d", 1.5) not in others
     assert len(others) == 4
     assert re.fullmatch(r"[0-9a-f]{16}", alert_id("a", "d", 1.5))

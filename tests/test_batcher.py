@@ -27,5 +27,7 @@ def test_waves_keep_each_device_in_order_and_lose_nothing(names: list[str], most
     assert all(len({r.device for r in wave}) == len(wave) <= most for wave in made)
     flat = [r for wave in made for r in wave]
     for name in set(names):
-        assert [r.time_s for r in flat if r.device == name] == [r.time_s for r in readings if r.device == name]
+        assert [r.time_s for r in flat if r.device == name] == [
+            r.time_s for r in readings if r.device == name
+        ]
     assert len(flat) == len(readings)

@@ -316,6 +316,35 @@ def test_database_that_failed_in_use_is_looked_at_thoroughly(used: Path) -> None
     assert not (used / "gruard.db.suspect").exists()
 
 
+def test_large_database_starts_without_a_check_of_its_packs(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a size the start checks all but the packs; a damaged pack page costs one run, not every start."""
+    monkeypatch.setattr(schema, "WHOLE_CHECK_BYTES", 10_000)
+    monkeypatch.setattr(journal_module, "TAIL_RECORDS", 10)
+    with open_database(used, now_s=NOW_S) as database:
+        database.append(readings(11, 2000))
+        database.commit()
+        roots = dict(database._all("SELECT name, rootpage FROM sqlite_schema"))
+    whole = (used / "gruard.db").read_bytes()
+
+    def zero(table: str) -> None:
+        broken = bytearray(whole)
+        broken[4096 * (roots[table] - 1) : 4096 * roots[table]] = bytes(4096)
+        (used / "gruard.db").write_bytes(broken)
+
+    for table in ("packs", "readings", "devices"):
+        zero(table)
+        with open_database(used, now_s=NOW_S) as database:
+            assert (database.set_aside is None) == (table == "packs")
+            if table == "packs":
+                with pytest.raises(StateError, match="malformed"):
+                    database.history("pump-1", FIELDS, 2000)
+        if table == "packs":
+            with open_database(used, now_s=NOW_S) as database:
+                assert database.set_aside is not None
+
+
 def test_suspected_database_that_proves_sound_is_kept(used: Path) -> None:
     """The mark of a failure in use is taken away by a thorough check that finds nothing."""
     (used / "gruard.db.suspect").touch()

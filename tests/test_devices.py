@@ -66,7 +66,10 @@ def test_admit_fields_known_field_with_wrong_type_refuses_the_reading() -> None:
 def test_admit_fields_null_is_missing_and_foreign_strings_are_ignored() -> None:
     """A null is a missing value, and text in a field the device does not have says nothing."""
     issues = {"b": "null", "mode": "string"}
-    assert admit_fields(settled("a", "b"), reading("d", 11, {"a": 1.0}, issues=issues), 64, vouched=False) is None
+    assert (
+        admit_fields(settled("a", "b"), reading("d", 11, {"a": 1.0}, issues=issues), 64, vouched=False)
+        is None
+    )
 
 
 def test_admit_fields_only_foreign_fields_are_refused() -> None:

@@ -44,14 +44,18 @@ def test_distance_missing_fields_are_left_out_and_rescaled() -> None:
 
 def test_distance_nothing_seen_is_zero() -> None:
     """No value, no evidence, no division by zero."""
-    d, parts = evidence.distance(np.ones((1, 3), np.float32), np.zeros((1, 3), bool), np.eye(3, dtype=np.float32))
+    d, parts = evidence.distance(
+        np.ones((1, 3), np.float32), np.zeros((1, 3), bool), np.eye(3, dtype=np.float32)
+    )
     assert d[0] == 0
     assert parts.sum() == 0
 
 
 def test_distance_one_wild_residual_is_bounded() -> None:
     """A residual of any size counts as CLIP sigma at most."""
-    d, _ = evidence.distance(np.array([[1e30]], np.float32), np.ones((1, 1), bool), np.eye(1, dtype=np.float32))
+    d, _ = evidence.distance(
+        np.array([[1e30]], np.float32), np.ones((1, 1), bool), np.eye(1, dtype=np.float32)
+    )
     assert d[0] == evidence.CLIP
 
 

@@ -213,9 +213,7 @@ def test_usual_gap_is_the_median_and_never_zero() -> None:
 
 def test_cell_inputs_hold_values_mask_and_log_gap() -> None:
     """The cell sees what was measured, what was missing, and how long the device was silent."""
-    inputs = cell_inputs(
-        np.array([[1.0, 2.0]], np.float32), np.array([[True, False]]), np.array([np.e])
-    )
+    inputs = cell_inputs(np.array([[1.0, 2.0]], np.float32), np.array([[True, False]]), np.array([np.e]))
     np.testing.assert_allclose(inputs, [[1, 2, 1, 0, 1]], atol=1e-6)
     assert inputs.shape[1] == input_width(2)
     still = cell_inputs(np.zeros((1, 1), np.float32), np.ones((1, 1), bool), np.array([0.0]))

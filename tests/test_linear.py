@@ -90,7 +90,5 @@ def test_fit_ar_masked_rows_teach_nothing() -> None:
     # only the target of the masked rows differs: the rows that look back on them are masked as well
     mask[100 : 110 + LAGS, 0] = False
     spoilt[100:110, 0] = 40.0
-    np.testing.assert_allclose(
-        linear.fit_ar(spoilt, mask)[1], linear.fit_ar(z, mask)[1], atol=1e-6
-    )
+    np.testing.assert_allclose(linear.fit_ar(spoilt, mask)[1], linear.fit_ar(z, mask)[1], atol=1e-6)
     assert np.abs(linear.fit_ar(spoilt, mask)[0] - clean[0]).max() < 0.3

@@ -286,7 +286,7 @@ class Engine:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def checkpoint(self) -> Iterator[DeviceRow]:
-        """The state of every device that moved since the last call, one by one: they need not fit in memory."""
+        """The state of every device that moved since the last call, one at a time to save memory."""
         for name in sorted(self._moved):
             yield self._row(self.devices[name])
         self._moved.clear()

@@ -329,7 +329,7 @@ class Reader:
                     cursor.close()
         except sqlite3.ProgrammingError:
             raise  # a bug of ours, such as another thread's connection
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: a damaged name in a message
+        except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
     def _advanced(self, before: int, after: int) -> int:
@@ -338,7 +338,7 @@ class Reader:
             return after
         raise self._unreadable(sqlite3.DatabaseError("its rows are out of order"))
 
-    def _unreadable(self, error: Exception) -> StateError:
+    def _unreadable(self, error: sqlite3.Error) -> StateError:
         return StateError(f"The database {self.path} cannot be read: {error}.")
 
 

@@ -321,16 +321,16 @@ class Journal(Reader):
             return run(sql, parameters)
         except sqlite3.ProgrammingError:
             raise  # a bug of ours
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: a damaged name in a message
+        except sqlite3.Error as error:
             self._suspect(error)
             self.rollback()
             raise StateError(f"The database {self.path} cannot be written: {error}.") from error
 
-    def _unreadable(self, error: Exception) -> StateError:
+    def _unreadable(self, error: sqlite3.Error) -> StateError:
         self._suspect(error)
         return super()._unreadable(error)
 
-    def _suspect(self, error: Exception) -> None:
+    def _suspect(self, error: sqlite3.Error) -> None:
         if is_damage(error):
             with suppress(OSError):
                 suspect_path(self.path).touch(mode=0o600)

@@ -8,7 +8,7 @@ model was not fitted on. See `gruard.models.calibration` for why.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,8 +89,12 @@ def train(
     histories: Mapping[str, History],
     options: TrainingOptions,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    clock: Callable[[], float] | None = None,
 ) -> Candidate:
     """Train a candidate on the histories of a group's devices.
+
+    `clock` gives monotonic seconds, for the wall limit of the fit; without one there is no limit.
 
     Raises:
         ModelError: no device has enough rows.
@@ -101,7 +105,7 @@ def train(
     late = _fit_var(panel, len(panel.seen))
     early_residual = panel.readings.z - _var_forecasts(panel, early)  # (T, N, F)
     scale = _rms(early_residual[: panel.cut], panel.seen[: panel.cut])  # (F,)
-    result = _fit_net(panel, early_residual / scale, options.fit, progress)
+    result = _fit_net(panel, early_residual / scale, options.fit, progress, clock)
 
     net = options.fit
     config = NetworkConfig(net.cell, input_width(fields), net.hidden, net.layers, fields)
@@ -188,6 +192,7 @@ def _fit_net(
     residual: NDArray[np.float32],
     config: FitConfig,
     progress: Callable[[Progress], None] | None,
+    clock: Callable[[], float] | None,
 ) -> FitResult:
     """Teach the net to predict at row t what the linear forecaster will miss at row t + 1."""
     readings = panel.readings
@@ -201,8 +206,10 @@ def _fit_net(
         np.ascontiguousarray(np.moveaxis(target, 0, 1)),
         np.ascontiguousarray(np.moveaxis(seen, 0, 1)),
         held_back_from=panel.cut,
-        config=config,
+        # Noise is for values: a mask or a gap with noise on it says something false.
+        config=replace(config, value_inputs=residual.shape[2]),
         progress=progress,
+        clock=clock,
     )
 
 

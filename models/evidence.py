@@ -2,7 +2,7 @@
 
     residual   sqrt(r' P r / F)   r = reading - forecast, P = inverse of its shrunk covariance
     level      the same for the reading itself: distance from the learned normal
-    tail       mean log(1 + r^2 / 3) per field: for the baseline, which has too few rows for a covariance
+    tail       mean log(1 + r^2 / 3) per field: both of them for the baseline, which has too few rows for P
 
 A one-step forecaster follows a fault and goes quiet; the level does not. Each line is smoothed by
 exponential means over SCALES readings: short ones see a jolt, long ones a slow departure.

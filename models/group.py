@@ -19,6 +19,7 @@ from gruard.models.enrolment import MAY_LOSE, Fitted, History, enrol
 from gruard.models.lines import (
     BASELINE_LINES,
     LEVEL,
+    LINES,
     MODEL_LINES,
     PARTS_ALPHA,
     TAIL,
@@ -222,8 +223,9 @@ def _judge(
     total = np.where(ready, combined[1], combined[0])  # (B',)
     level = np.where(ready, rows["level"][:, 1], rows["level"][:, 0])
     strongest = u.max(axis=2)  # (B', E)
-    strongest[ready, : len(BASELINE_LINES)] = -1.0
-    strongest[~ready, len(BASELINE_LINES) :] = -1.0
+    silent = np.ones((2, LINES), bool)  # lines that do not speak: baseline in charge, model in charge
+    silent[0, sides[0]] = silent[1, sides[1]] = False
+    strongest[silent[ready.astype(int)]] = -1.0
     line = strongest.argmax(axis=1)  # (B',)
 
     parts = rows["parts"][np.arange(len(line)), line] + 1e-9  # (B', F)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MIX, TAIL, RESIDUAL, LEVEL = range(4)
 LINES = 4
 #: Which lines speak while the baseline is in charge, and which when the model is.
-BASELINE_LINES = (MIX, TAIL)
+BASELINE_LINES = (MIX, TAIL, LEVEL)
 MODEL_LINES = (RESIDUAL, LEVEL)
 #: Memory of "which field was it": about the last 16 readings, the scale of an alarm.
 PARTS_ALPHA = np.float32(2.0 / 17.0)
@@ -126,6 +126,8 @@ def lines(
         residual = z - step.model
         d[:, RESIDUAL], parts[:, RESIDUAL] = evidence.distance(residual, mask, forecaster.residual_precision)
         d[:, LEVEL], parts[:, LEVEL] = evidence.distance(z, mask, forecaster.level_precision)
+    else:
+        d[:, LEVEL], parts[:, LEVEL] = evidence.tail(z, mask)
     return d, parts
 
 

@@ -24,6 +24,8 @@ IQR_SIGMA = 1.349
 #: The extremes that a handful of damaged readings may make up, one at least, and how many IQR beyond the
 #: rest they may lie before they are pulled in: 1e12 from a loose wire must not become the scale.
 RARE, FAR = 0.01, 10.0
+#: Scale, as a share of its value, of a field that has never moved: nothing is known of how far it usually does.
+STILL = 0.02
 
 
 def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -43,6 +45,7 @@ def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
     s = np.where(s < 0.3 * sd, sd, s)
     s = np.maximum(s, 0.02 * spread)
     s = np.maximum(s, 1e-3 * (np.abs(m) + 1e-3) + 1e-6)
+    s = np.where(spread > 0, s, np.maximum(s, STILL * np.abs(m)))
     return np.where(seen, m, 0.0), np.where(seen, s, 1.0)
 
 

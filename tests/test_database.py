@@ -319,7 +319,7 @@ def test_database_that_failed_in_use_is_looked_at_thoroughly(used: Path) -> None
 def test_large_database_starts_without_a_check_of_its_packs(
     used: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond a size the start checks all but the packs; a damaged pack page costs one run, not every start."""
+    """Beyond a size the start leaves out the packs; a damaged page of theirs costs one run, not all."""
     monkeypatch.setattr(schema, "WHOLE_CHECK_BYTES", 10_000)
     monkeypatch.setattr(journal_module, "TAIL_RECORDS", 10)
     with open_database(used, now_s=NOW_S) as database:

@@ -433,13 +433,14 @@ def test_damaged_records_do_not_stop_packing(database: Database, short_tail: Non
     assert _lsns(database) == list(range(511, 531))
 
 
-def test_damaged_pack_is_pruned_like_any_other(database: Database, short_tail: None) -> None:
+@pytest.mark.parametrize("body", [None, b"", b"short", 7])
+def test_damaged_pack_is_pruned_like_any_other(database: Database, short_tail: None, body: object) -> None:
     """A pack that nobody can read does not stand in the way of pruning, which errs by no more than a pack."""
     database.append(readings(1, 200))
-    database._write("UPDATE packs SET body = NULL WHERE id = (SELECT min(id) FROM packs)")
+    database._write("UPDATE packs SET body = ? WHERE id = (SELECT min(id) FROM packs)", (body,))
     while database.prune(20, 10**9, 1000):
         pass
-    assert database._all("SELECT 1 FROM packs WHERE body IS NULL") == []
+    assert database._all("SELECT 1 FROM packs WHERE body IS ?", (body,)) == []
     kept = _lsns(database)
     assert 20 - 16 < len(kept) <= 20
     assert kept == list(range(201 - len(kept), 201))

@@ -159,11 +159,12 @@ def open_readonly(directory: Path) -> Reader:
     """An opening for another process, whether or not the daemon runs. Raises StateError."""
     path = directory / DATABASE_NAME
     try:
-        if not os.path.lexists(path):
-            raise StateError(
-                f"There is no database in {directory} yet: the daemon makes it at its first start."
-            )
+        path.lstat()
         return Reader(path, schema.open_existing(path))
+    except FileNotFoundError as error:
+        raise StateError(
+            f"There is no database in {directory} yet: the daemon makes it at its first start."
+        ) from error
     except (OSError, sqlite3.Error, schema.DamagedError) as error:
         raise StateError(f"The database {path} cannot be read: {error}.") from error
 

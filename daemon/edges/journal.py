@@ -93,8 +93,7 @@ class Journal(Reader):
     def rollback(self) -> None:
         """Take the group back."""
         if self._connection.in_transaction:
-            with suppress(sqlite3.Error):  # where it fails, SQLite has rolled back by itself
-                self._connection.execute("ROLLBACK")
+            self._all("ROLLBACK")
         self._start_over()
 
     def forget_device(self, device: str) -> None:
@@ -289,7 +288,8 @@ class Journal(Reader):
         count = min(wanted, int(np.searchsorted(lsns, cut)))
         if count == len(lsns):
             self._write("DELETE FROM packs WHERE id = ?", (pack,))
-        elif count:
+            return max(count, 1)
+        if count:
             self._write(
                 "UPDATE packs SET first_lsn = ?, body = ? WHERE id = ?",
                 (int(lsns[count]), body[count * layout.itemsize :], pack),
@@ -302,7 +302,8 @@ class Journal(Reader):
         try:
             yield
         except StateError:
-            self.rollback()
+            if self._connection.in_transaction:  # a failed write has gone back already
+                self.rollback()
             raise
 
     def _write(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:

@@ -61,8 +61,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
 #: The tables without checksums of their own.
 _CONSTRAINED: Final = ("meta", "fieldsets", "devices", "outbox", "alerts", "models")
 
-#: A start checks every page of a file up to this size, which takes about 4 s. Of a larger one it leaves out
-#: the packs: their records have checksums, and a damaged page fails in use and is found at the next start.
+#: A start checks every page of a file up to this size, which takes a few seconds. Of a larger one it leaves
+#: the packs out: their records have checksums, and a damaged page fails in use and is found next time.
 WHOLE_CHECK_BYTES: Final = 1_000_000_000
 
 #: A full disk, missing rights or a busy file say nothing against the file's contents.

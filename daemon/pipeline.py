@@ -51,8 +51,9 @@ ENROL_CHUNK = 32
 FASTER_THAN_REAL = 2.0
 #: Longest hold for a first model.
 LONGEST_HOLD_S = 120.0
-#: History rows removed in one step of housekeeping.
-PRUNE_STEP = 2000
+#: History rows removed in one step of housekeeping, and how many more for each reading since the last step:
+#: the database moves every row once before it removes it.
+PRUNE_STEP, PRUNE_PACE = 2000, 2
 #: The LSN up to which checkpoints cover every device.
 CHECKPOINT_KEY = "checkpoint_lsn"
 
@@ -92,7 +93,7 @@ class Pipeline:
         self.engine, self.database = engine, database
         self.trainer = Trainer(directory)
         self.models: dict[str, ModelNote] = {}  # group -> the live model
-        self.uncommitted = 0
+        self._since_prune = 0  # readings journalled since the last step of pruning
         self._directory, self._models = directory, directory / MODELS
         self._settings, self._base = training, base
         self._always_hold = always_hold
@@ -135,7 +136,6 @@ class Pipeline:
     def commit(self) -> None:
         """Make everything journalled so far durable."""
         self.database.commit()
-        self.uncommitted = 0
 
     def checkpoint(self) -> None:
         """Save the state of every device that moved, and commit."""
@@ -158,7 +158,9 @@ class Pipeline:
     def prune(self, max_rows_per_device: int) -> None:
         """Drop a few of the oldest history rows beyond the limit, never what recovery needs."""
         keep_from = int(self.database.meta(CHECKPOINT_KEY) or 0) + 1
-        if self.database.prune(max_rows_per_device, keep_from, PRUNE_STEP):
+        limit = PRUNE_STEP + PRUNE_PACE * self._since_prune
+        self._since_prune = 0
+        if self.database.prune(max_rows_per_device, keep_from, limit):
             self.commit()
 
     def close(self) -> None:
@@ -188,7 +190,7 @@ class Pipeline:
             elif isinstance(event, Alert):
                 self._put_alert(event)
         self.database.append(rows)
-        self.uncommitted += len(rows)
+        self._since_prune += len(rows)
 
     def _put_alert(self, alert: Alert) -> None:
         note = self.note_of(alert.model, alert.group)

@@ -24,7 +24,7 @@ IQR_SIGMA = 1.349
 #: The extremes that a handful of damaged readings may make up, one at least, and how many IQR beyond the
 #: rest they may lie before they are pulled in: 1e12 from a loose wire must not become the scale.
 RARE, FAR = 0.01, 10.0
-#: Scale, as a share of its value, of a field that has never moved: nothing is known of how far it usually does.
+#: Scale, as a share of its value, of a field that has never moved: how far it may is not known.
 STILL = 0.02
 
 

@@ -184,7 +184,8 @@ class Pipeline:
                         r.received_s,
                         event.values,
                         event.score,
-                        IN_ALARM if event.alarm else 0,
+                        # What alarms only the baseline may be a part of normal not seen before: it teaches.
+                        IN_ALARM if event.alarm and event.phase == "ready" else 0,
                     )
                 )
             elif isinstance(event, Alert):

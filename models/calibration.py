@@ -28,6 +28,9 @@ RUN_LENGTH = 30.0
 #: An alarm is raised above a level within these bounds and falls back below FALL times that level.
 LEVEL_LOW, LEVEL_HIGH, FALL = 1.25, 4.0, 0.8
 
+#: A few hundred held-back rows may show hardly any tail; the mean excess is taken as at least this.
+LEAST_EXCESS = 0.07
+
 
 def fit(
     final: NDArray[Any], held_back: NDArray[Any] | None = None
@@ -71,6 +74,6 @@ def alarm_level(u: NDArray[Any], alarms_per_reading: float) -> float:
         return LEVEL_HIGH
     threshold = float(np.quantile(u, 0.9))
     excess = u[u > threshold] - threshold
-    mean_excess = max(float(excess.mean()) if len(excess) else 0.0, 0.1)
+    mean_excess = max(float(excess.mean()) if len(excess) else 0.0, LEAST_EXCESS)
     level = max(threshold + mean_excess * math.log(max(0.1 / rate, 1.0)), LEVEL_LOW)
     return min(level, LEVEL_HIGH)

@@ -213,14 +213,17 @@ def test_poll_training_later_round_keeps_scoring_quiet(tmp_path: Path) -> None:
 
 
 def test_journal_marks_rows_in_alarm(tmp_path: Path) -> None:
-    """Rows judged abnormal are stored as such, so that they never teach."""
+    """Rows that the model judged abnormal are stored as such and never teach; the baseline's alarms do."""
     rows = plant_rows(400)
     rows[360:390] += 30.0
-    with opened(tmp_path, TrainingSettings(every_s=None)) as pipeline:
-        play(pipeline, readings_of("a", rows))
-        flags = pipeline.database.history("a", ("f0", "f1", "f2"), 400).flags
-    assert flags[:355].sum() == 0
-    assert flags[362:390].all()
+    for folder, training, marked in (("model", QUICK, True), ("base", TrainingSettings(every_s=None), False)):
+        with opened(tmp_path / folder, training) as pipeline:
+            events = play(pipeline, readings_of("a", rows))
+            flags = pipeline.database.history("a", ("f0", "f1", "f2"), 400).flags
+        assert any(isinstance(e, Alert) for e in events)
+        assert flags[:355].sum() == 0
+        assert flags[362:390].any() == marked
+        assert flags[362:390].all() == marked
 
 
 def test_prune_keeps_what_recovery_needs(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
     python bench/bench_memory.py [DEVICES ...]
 
-Starts mosquitto and the real daemon on loopback ports, publishes 450 readings of 8 fields for each device,
-waits for the training round, and reads VmRSS and VmHWM from /proc. Bounded: about a minute for 1,000 devices.
+Starts mosquitto and the real daemon on loopback ports, publishes 420 readings of 8 fields for each device at
+RATE messages a second, waits for the training round, and reads VmRSS and VmHWM from /proc. Bounded: three
+minutes for 1,000 devices. Fed as fast as the broker can, the inbox adds some MB (limits.inbox_readings).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from support_mqtt import Mosquitto, wait_until
 
 from gruard.daemon.edges.broker import Publisher
 
-FIELDS, READINGS, START_S = 8, 450, 1_600_000_000.0
+FIELDS, READINGS, START_S = 8, 420, 1_600_000_000.0
+RATE = 3000
 LIMIT_MB = 80
 
 
@@ -47,6 +49,7 @@ def measure(devices: int, folder: Path) -> dict[str, float]:
         began = time.monotonic()
         with Publisher("127.0.0.1", broker.port, "bench") as publisher:
             for t in range(READINGS):
+                time.sleep(max(0.0, began + t * devices / RATE - time.monotonic()))
                 for n in range(devices):
                     row = series[n % 20][t]
                     body = {"ts": START_S + t, **{f"f{k}": float(np.float32(v)) for k, v in enumerate(row)}}

@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         "--device", metavar="ID", help="device id (default: a device column, or the file's name)"
     )
     sub.add_argument("--exclude", metavar="COLUMN", action="append", default=[], help="leave a column out")
+    sub.add_argument(
+        "--fresh", action="store_true", help="train anew; do not follow the state directory's models"
+    )
     sub.add_argument("--scores", type=Path, metavar="OUT.csv", help="write the score of every reading")
 
     for name, command, text in (
@@ -132,6 +135,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _replay(arguments: argparse.Namespace) -> int:
     from gruard.daemon import wiring  # noqa: PLC0415 - see the module docstring
+    from gruard.daemon.inspection import switches  # noqa: PLC0415 - see the module docstring
     from gruard.daemon.recording import open_recording  # noqa: PLC0415 - see the module docstring
     from gruard.daemon.records import SourceOptions  # noqa: PLC0415 - see the module docstring
     from gruard.daemon.replay import Replay  # noqa: PLC0415 - see the module docstring
@@ -158,6 +162,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             base=settings.alerts.base,
             tell=lambda payload: print(payload.decode(), flush=True),
             scores=scores,
+            follow=() if arguments.fresh else switches(settings.state.directory),
         )
         summary = player.run(recording)
     refused = "".join(f", {n} {reason}" for reason, n in sorted(summary.refused.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,12 +11,56 @@ import msgspec
 from gruard.daemon.core.engine import group_name, open_state
 from gruard.daemon.core.payloads import rfc3339
 from gruard.daemon.edges.database import open_readonly
+from gruard.daemon.errors import StateError
+from gruard.daemon.pipeline import MODELS
+from gruard.models import weights
+from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
-    from gruard.daemon.settings import Settings
+    from pathlib import Path
 
+    from gruard.daemon.settings import Settings
+    from gruard.models.weights import ModelPackage
+
+#: More rows than a device can have.
+ALL_ROWS = 2**40
 #: Alerts listed at most.
 MOST_ALERTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A model that went live, and how many readings each device of its group had shown by then."""
+
+    package: ModelPackage
+    shown: dict[str, int]
+
+
+def switches(directory: Path) -> list[Switch]:
+    """Every change of weights that a state directory recorded, oldest first; none without a database.
+
+    A model whose weights cannot be read any more is left out.
+    """
+    try:
+        reader = open_readonly(directory)
+    except StateError:
+        return []
+    with reader:
+        known = reader.devices()
+        models = [(row.activated_lsn, row) for row in reader.models() if row.activated_lsn is not None]
+        found = []
+        for lsn, row in sorted(models, key=lambda pair: pair[0]):
+            try:
+                package = weights.read(directory / MODELS, row.id)
+            except ModelError:
+                continue
+            shown = {
+                d.device: d.readings - len(reader.history(d.device, d.fields, ALL_ROWS, min_lsn=lsn).lsn)
+                for d in known
+                if group_name(d.source, d.fields) == row.group
+            }
+            found.append(Switch(package, shown))
+    return found
 
 
 def devices(settings: Settings) -> list[dict[str, Any]]:

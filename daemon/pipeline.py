@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from gruard.daemon.edges.database import Database
     from gruard.daemon.edges.rows import History as StoredHistory
+    from gruard.models.weights import ModelPackage
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -113,6 +114,11 @@ class Pipeline:
     def backlog(self) -> int:
         """Readings queued and not scored yet."""
         return sum(len(wave) for wave in self._waves)
+
+    @property
+    def next_devices(self) -> list[str]:
+        """The devices of the next wave."""
+        return [reading.device for reading in self._waves[0]] if self._waves else []
 
     @property
     def holding(self) -> bool:
@@ -256,33 +262,39 @@ class Pipeline:
         return outcome
 
     def _promote(self, outcome: TrainOutcome) -> TrainOutcome:
-        if outcome.model is None or outcome.group not in self.engine.groups:
+        if outcome.model is None:
             return msgspec.structs.replace(outcome, result="failed", reason="the round named no model")
         try:
-            package = weights.read(self._models, outcome.model)
-            due = self.engine.adopt(outcome.group, package)
+            self.adopt(weights.read(self._models, outcome.model), outcome.reason)
         except ModelError as error:
             return msgspec.structs.replace(outcome, result="failed", reason=str(error))
-        self._enrol(due)
+        return outcome
+
+    def adopt(self, package: ModelPackage, reason: str) -> None:
+        """Put a model in charge of its group: re-warm every device, and record the switch durably.
+
+        Raises:
+            ModelError: it does not fit; nothing was changed.
+        """
         manifest = package.manifest
-        encoded = msgspec.json.encode(manifest).decode()
+        group = self.engine.open_group(manifest.source, manifest.fields)
+        self._enrol(self.engine.adopt(group.name, package))
         self.database.add_model(
             ModelRow(
                 manifest.id,
-                manifest.group,
+                group.name,
                 "candidate",
                 manifest.created_s,
                 manifest.parent,
                 manifest.skill,
-                encoded,
-                outcome.reason,
+                msgspec.json.encode(manifest).decode(),
+                reason,
             )
         )
         self.database.activate_model(manifest.id, self.database.next_lsn, self._wall())
-        self.models[outcome.group] = ModelNote(manifest.id, manifest.created_s, manifest.skill)
+        self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill)
         # One transaction with the switch: recovery never has to replay across a change of weights.
         self.checkpoint()
-        return outcome
 
     def _train_if_due(self, events: Sequence[Event]) -> None:
         newest: dict[str, Scored] = {}  # group -> its scored reading of the device that has shown most

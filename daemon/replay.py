@@ -1,7 +1,9 @@
 """`gruard replay`: the engine on a recording, without a broker. The very pipeline of the daemon.
 
 The first model of a group trains in line, at the reading where the daemon would have begun to train, so a
-live run fed with the same readings faster than real time gives the same alerts.
+live run fed with the same readings faster than real time gives the same alerts. Where the switches of a
+live run are known, they are followed instead: each model takes charge after as many readings of a device as
+it did there.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import csv
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from gruard.daemon.core.engine import EngineOptions
     from gruard.daemon.core.events import Event
+    from gruard.daemon.inspection import Switch
     from gruard.daemon.pipeline import TrainingSettings
     from gruard.daemon.recording import Recording
 
@@ -57,7 +60,9 @@ class Replay:
         base: str,
         tell: Callable[[bytes], None],
         scores: TextIO | None = None,
+        follow: Sequence[Switch] = (),
     ) -> None:
+        self._follow = list(follow)
         self._options, self._training, self._base, self._tell = options, training, base, tell
         self._scores = None if scores is None else csv.writer(scores)
         self.summary = Summary()
@@ -74,7 +79,7 @@ class Replay:
                 Engine(self._options),
                 database,
                 folder,
-                self._training,
+                replace(self._training, every_s=None) if self._follow else self._training,
                 base=self._base,
                 wall=time.time,
                 monotonic=time.monotonic,
@@ -85,12 +90,24 @@ class Replay:
             while chunk := list(islice(readings, READ_AHEAD)):
                 pipeline.feed(chunk)
                 while pipeline.backlog:
+                    self._switch(pipeline)
                     self._note(pipeline, pipeline.advance())
                     if pipeline.holding and pipeline.poll_training() is None:
                         time.sleep(POLL_S)
                 pipeline.commit()
             self.summary.models = {group: note.id for group, note in pipeline.models.items()}
         return self.summary
+
+    def _switch(self, pipeline: Pipeline) -> None:
+        """Put models in charge before the reading at which they took charge in the run that is followed."""
+        while self._follow:
+            shown, devices = self._follow[0].shown, pipeline.engine.devices
+            if not any(
+                (devices[name].count if name in devices else 0) >= shown.get(name, 0)
+                for name in pipeline.next_devices
+            ):
+                return
+            pipeline.adopt(self._follow.pop(0).package, "followed")
 
     def _note(self, pipeline: Pipeline, events: Sequence[Event]) -> None:
         for event in events:

@@ -73,7 +73,7 @@ def test_run_fault_in_replayed_recording_ends_as_contract_valid_alert_and_replay
         assert wait_until(lambda: any(a["state"] == "resolved" for a in alerts_of(heard.lines))), daemon.log()
         live = alerts_of(heard.lines)
         told = dict(line.split(" ", 1) for line in heard.lines)
-    assert daemon.metric('gruard_devices{state="ready"}') == 1
+    assert wait_until(lambda: daemon.metric('gruard_devices{state="ready"}') == 1)
     assert daemon.metric('gruard_retrain_total{result="promoted"}') == 1
     for alert in live:
         assert list(alert) == CONTRACT
@@ -86,12 +86,37 @@ def test_run_fault_in_replayed_recording_ends_as_contract_valid_alert_and_replay
     state = json.loads(told["gruard/state/pump-1"])
     assert state["state"] == "ready"
     write_recording(tmp_path / "recording.csv", rows)
-    done = daemon.run("replay", str(tmp_path / "recording.csv"), "--device", "pump-1")
-    assert done.returncode == 0, done.stderr
-    replayed = [json.loads(line) for line in done.stdout.splitlines()]
-    for alert in (*live, *replayed):
+    # Following the models of the live run, and training anew as a daemon without any would.
+    assert replayed(daemon, tmp_path / "recording.csv", "pump-1") == live
+    for alert in live:
         del alert["model"]["trained_at"]  # the one thing that is of its own moment
-    assert replayed == live
+    anew = replayed(daemon, tmp_path / "recording.csv", "pump-1", "--fresh")
+    for alert in anew:
+        del alert["model"]["trained_at"]
+    assert anew == live
+
+
+def test_replay_second_device_follows_the_model_it_joined(
+    tmp_path: Path, mosquitto: Mosquitto, daemon: Daemon
+) -> None:
+    """A device that came after the switch is replayed under the model that was live, as it was seen live."""
+    publish(mosquitto.port, "plant/pump-1", *payloads(plant_rows(450)))
+    assert daemon.settled(450), daemon.log()
+    rows = faulty(520, 420, 40)
+    with Subscriber(mosquitto.port, "gruard/alerts/pump-2", "%t %p") as heard:
+        publish(mosquitto.port, "plant/pump-2", *payloads(rows))
+        assert daemon.settled(450 + len(rows)), daemon.log()
+        heard.wait_for(1)
+        time.sleep(1.0)
+        live = alerts_of(heard.lines)
+    write_recording(tmp_path / "recording.csv", rows)
+    assert replayed(daemon, tmp_path / "recording.csv", "pump-2") == live
+
+
+def replayed(daemon: Daemon, path: Path, device: str, *options: str) -> list[dict[str, Any]]:
+    done = daemon.run("replay", str(path), "--device", device, *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_run_hostile_payloads_between_good_readings_change_nothing(

@@ -7,7 +7,7 @@ held-back rows no worse, the model takes charge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -152,7 +152,7 @@ class GroupScorer:
         note_errors(rows, step, z, mask)
         self._arena.scatter(slots, rows)
         _judge(rows, step, z, values, mask, begun, result)
-        return Scores(**{**_fields(result), "resets": step.resets})
+        return replace(result, resets=step.resets)
 
     def due(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the slots just scored must be enrolled on their history before their next reading."""
@@ -187,10 +187,6 @@ class GroupScorer:
         for name in ("count", "last_time_s", "location", "scale", "usual_gap_s"):
             arena[name][:] = old[name]
         self.forecaster, self._arena = forecaster, arena
-
-
-def _fields(scores: Scores) -> dict[str, Any]:
-    return {name: getattr(scores, name) for name in scores.__dataclass_fields__}
 
 
 def _nothing(batch: int, fields: int) -> Scores:

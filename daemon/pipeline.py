@@ -292,7 +292,7 @@ class Pipeline:
             )
         )
         self.database.activate_model(manifest.id, self.database.next_lsn, self._wall())
-        self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill)
+        self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
         # One transaction with the switch: recovery never has to replay across a change of weights.
         self.checkpoint()
 
@@ -398,7 +398,7 @@ class Pipeline:
         except ModelError as error:
             log.warning("model %s cannot be used, the baseline takes over: %s", row.id, error)
             return
-        self.models[row.group] = ModelNote(row.id, row.created_s, row.skill)
+        self.models[row.group] = ModelNote(row.id, row.created_s, row.skill, package.manifest.cell)
 
 
 def history_of(stored: StoredHistory) -> History:

@@ -264,9 +264,7 @@ class Service:
         for name, note in self._pipeline.models.items():
             skill = engine.skill(engine.groups[name])
             shown = note.skill if math.isnan(skill) else skill
-            self._metrics.model_live(
-                name, note.id, self._settings.model.cell, skill=shown, trained_s=note.trained_s
-            )
+            self._metrics.model_live(name, note.id, note.cell, skill=shown, trained_s=note.trained_s)
 
     def _tick(self) -> None:
         status, engine, metrics = self._broker.status(), self._pipeline.engine, self._metrics

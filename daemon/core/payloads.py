@@ -32,6 +32,7 @@ class ModelNote:
     id: str
     trained_s: float | None = None
     skill: float | None = None
+    cell: str = ""
 
 
 def rfc3339(time_s: float) -> str:

@@ -3,8 +3,8 @@
     python bench/bench_memory.py [DEVICES ...]
 
 Starts mosquitto and the real daemon on loopback ports, publishes 420 readings of 8 fields for each device,
-one a second, waits for the training round, and reads VmRSS and VmHWM from /proc. Bounded: eight minutes. Fed faster
-than real time, messages that wait add up to 10 MB more (limits.inbox_readings).
+one a second, waits for the training round, and reads VmRSS and VmHWM from /proc. Bounded: eight minutes.
+Fed faster than real time, messages that wait add up to 10 MB more (limits.inbox_readings).
 """
 
 from __future__ import annotations

@@ -169,11 +169,6 @@ class Pipeline:
         if self.database.prune(max_rows_per_device, keep_from, limit):
             self.commit()
 
-    def close(self) -> None:
-        """Save all state and let go of the trainer; the database stays the caller's."""
-        self.trainer.stop()
-        self.checkpoint()
-
     def _journal(self, events: Sequence[Event]) -> None:
         lsn = self.database.next_lsn
         rows: list[StoredReading] = []

@@ -114,8 +114,13 @@ class Service:
             self._notifier.ready("running")
             try:
                 self._loop()
+                self._finish()
             finally:
-                self._shut_down()
+                # After an error nothing is saved or acknowledged: what was not committed comes again.
+                self._notifier.stopping()
+                self._pipeline.trainer.stop()
+                if not self._broker.stop(STOP_S):
+                    log.warning("the broker connection did not close in time")
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         return 0
@@ -316,15 +321,16 @@ class Service:
 
     # -- shutdown ------------------------------------------------------------------------------
 
-    def _shut_down(self) -> None:
+    def _finish(self) -> None:
+        """The clean end: score what was taken, save all state, acknowledge, say goodbye."""
         log.info("stopping")
-        self._notifier.stopping()
-        self._pipeline.close()
-        self._broker.ack(self._unacked)
-        self._unacked = []
+        deadline_s = time.monotonic() + STOP_S
+        while self._pipeline.backlog and not self._pipeline.holding and time.monotonic() < deadline_s:
+            self._count(self._pipeline.advance())
+        self._pipeline.checkpoint()
+        if not self._pipeline.backlog:
+            self._broker.ack(self._unacked)
         self._announcer.say_goodbye()
-        if not self._broker.stop(STOP_S):
-            log.warning("the broker connection did not close in time")
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -103,7 +103,7 @@ def test_poll_training_promotion_is_recorded_and_survives_a_restart(tmp_path: Pa
         (live,) = pipeline.database.live_models()
         assert (tmp_path / MODELS / f"{live.id}.safetensors").exists()
         assert json.loads(live.manifest)["id"] == live.id
-        pipeline.close()
+        pipeline.checkpoint()
     with opened(tmp_path) as pipeline:
         assert pipeline.models[live.group].id == live.id
         events = play(pipeline, readings_of("a", plant_rows(230)[220:], 1220.0))
@@ -133,7 +133,7 @@ def test_recover_equals_an_uninterrupted_run(
     with opened(tmp_path) as pipeline:
         first = play(pipeline, readings[:stop_at])
         if checkpoint:
-            pipeline.close()
+            pipeline.checkpoint()
     with opened(tmp_path) as pipeline:
         second = play(pipeline, readings[stop_at:])
         assert pipeline.database.count_readings() == 300
@@ -163,7 +163,7 @@ def test_recover_damaged_weights_never_go_live(tmp_path: Path) -> None:
     with opened(tmp_path) as pipeline:
         play(pipeline, readings_of("a", plant_rows(220)))
         (live,) = pipeline.database.live_models()
-        pipeline.close()
+        pipeline.checkpoint()
     weights = tmp_path / MODELS / f"{live.id}.safetensors"
     content = bytearray(weights.read_bytes())
     content[-20] ^= 0x40
@@ -189,7 +189,7 @@ def test_recover_source_no_longer_configured_is_left_alone(tmp_path: Path) -> No
     """Devices of a removed source keep their rows and disturb nobody."""
     with opened(tmp_path) as pipeline:
         play(pipeline, readings_of("a", plant_rows(60)))
-        pipeline.close()
+        pipeline.checkpoint()
     with open_database(tmp_path, now_s=0.0) as database:
         other = Engine(EngineOptions((), BUDGET))
         pipeline = Pipeline(

@@ -333,3 +333,16 @@ def test_simulate_publishes_and_daemon_learns(mosquitto: Mosquitto, tmp_path: Pa
     )
     assert done.returncode == 75
     assert "Traceback" not in done.stderr
+
+
+def test_run_stop_while_waiting_for_the_first_model_loses_nothing(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    """Messages that were taken and not scored at SIGTERM are not acknowledged: they come again."""
+    rows = plant_rows(700)
+    with Daemon(tmp_path, mosquitto.port) as daemon:
+        publish(mosquitto.port, "plant/pump-1", *payloads(rows))
+        assert wait_until(lambda: "training of" in daemon.log(), 30)
+        assert daemon.stop() == 0
+        daemon.start()
+        assert wait_until(lambda: daemon.devices()["pump-1"]["readings"] == 700, 60), daemon.log()

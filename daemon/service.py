@@ -27,6 +27,7 @@ from gruard.daemon.core.sources import Sources
 from gruard.daemon.edges.broker import Broker
 from gruard.daemon.edges.database import open_database
 from gruard.daemon.edges.http import HttpServer, Response
+from gruard.daemon.edges.memory import give_back
 from gruard.daemon.edges.metrics import CONTENT_TYPE, Metrics
 from gruard.daemon.edges.notify import Notifier
 from gruard.daemon.errors import DecodeError
@@ -148,6 +149,7 @@ class Service:
             if now - checkpointed_s >= self._settings.state.checkpoint_every_s:
                 checkpointed_s = now
                 self._pipeline.checkpoint()
+                give_back()
 
     def _turn(self, now: float) -> None:
         """Take, score, commit, acknowledge, publish: one turn."""

@@ -47,7 +47,7 @@ MODELS = "models"
 #: Flag of a stored reading: the device was in alarm, so the row must not teach.
 IN_ALARM = 1
 #: Devices enrolled in one go: bounds the memory that a change of weights takes.
-ENROL_CHUNK = 32
+ENROL_CHUNK = 16
 #: Event time that passes this much faster than the clock is a backlog or a recording.
 FASTER_THAN_REAL = 2.0
 #: Longest hold for a first model.

@@ -96,7 +96,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
     for pragma in (
         "trusted_schema = OFF",
         "cell_size_check = ON",
-        "cache_size = -2048",
+        "cache_size = -1024",
         "busy_timeout = 5000",
         "synchronous = FULL",
         "secure_delete = OFF",  # some builds overwrite what is deleted, which doubles the writing

@@ -121,7 +121,8 @@ class Announcer:
                 continue
             model = engine.groups[scored.group].model if scored.phase == "ready" else BASELINE
             payload = state_payload(scored, alert_id=alert_id, model=model)
-            self._broker.publish(f"{self._base}/state/{name}", payload, qos=0, retain=True)
+            if not self._publish_retained(f"{self._base}/state/{name}", payload):
+                return  # no room now; the rest is told with the next turn
             del self._changed[name]
             self._told[name] = now, scored.phase, bool(alert_id)
 
@@ -139,4 +140,12 @@ class Announcer:
             "devices": engine.phase_counts(),
             "groups": groups,
         }
-        self._broker.publish(f"{self._base}/info", info_payload(facts), qos=0, retain=True)
+        self._publish_retained(f"{self._base}/info", info_payload(facts))
+
+    def _publish_retained(self, topic: str, payload: bytes) -> bool:
+        """Publish at QoS 0, retained; False when it was not taken and may be tried again."""
+        try:
+            return self._broker.publish(topic, payload, qos=0, retain=True) is not None
+        except BrokerError as error:
+            log.error("%s is not published: %s", topic, error)  # noqa: TRY400 - no bug
+            return True  # trying again is of no use

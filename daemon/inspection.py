@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gruard.models.weights import ModelPackage
 
 #: More rows than a device can have.
-ALL_ROWS = 2**40
+ALL_ROWS = 2**31
 #: Alerts listed at most.
 MOST_ALERTS = 1000
 
@@ -67,6 +67,7 @@ def devices(settings: Settings) -> list[dict[str, Any]]:
     """One row a device; StateError where there is no database yet."""
     with open_readonly(settings.state.directory) as reader:
         phases = {}
+        alarmed = {row.device for row in reader.alerts(ALL_ROWS, open_only=True)}
         for checkpoint in reader.checkpoints():
             try:
                 phases[checkpoint.device] = open_state(checkpoint.state)[0].phase
@@ -84,7 +85,7 @@ def devices(settings: Settings) -> list[dict[str, Any]]:
                     "readings": row.readings,
                     "last_time": None if row.last_s is None else rfc3339(row.last_s),
                     "score": None if math.isnan(score) else round(score, 4),
-                    "alarm": bool(newest.flags[-1]) if len(newest.flags) else False,
+                    "alarm": row.device in alarmed,
                 }
             )
     return sorted(rows, key=lambda row: str(row["device"]))

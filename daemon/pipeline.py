@@ -51,7 +51,7 @@ ENROL_CHUNK = 16
 #: Event time that passes this much faster than the clock is a backlog or a recording.
 FASTER_THAN_REAL = 2.0
 #: Longest hold for a first model.
-LONGEST_HOLD_S = 120.0
+LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
 #: History rows removed in one step of housekeeping, and how many more for each reading since the last step:
 #: the database moves every row once before it removes it.
 PRUNE_STEP, PRUNE_PACE = 2000, 2
@@ -90,6 +90,7 @@ class Pipeline:
         wall: Callable[[], float],
         monotonic: Callable[[], float],
         always_hold: bool = False,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine, self.database = engine, database
         self.trainer = Trainer(directory)
@@ -98,6 +99,7 @@ class Pipeline:
         self._directory, self._models = directory, directory / MODELS
         self._settings, self._base = training, base
         self._always_hold = always_hold
+        self._heartbeat = heartbeat  # called within long work, so that nobody takes it for a hang
         self._wall, self._monotonic = wall, monotonic
         self._schedule = Schedule(training.every_s, training.warmup_readings)
         self._waves: deque[list[Reading]] = deque()
@@ -229,6 +231,7 @@ class Pipeline:
             wanted.setdefault(event.fields, []).append(event)
         for fields, events in wanted.items():
             for chunk in chunks(events, ENROL_CHUNK):
+                self._heartbeat()
                 self.engine.enrol(
                     {
                         e.device: history_of(self.database.history(e.device, fields, e.limit, before_lsn))
@@ -334,10 +337,19 @@ class Pipeline:
             nice=s.nice,
             now_s=self._wall(),
         )
-        self.trainer.start(request, self._monotonic())
+        try:
+            self.trainer.start(request, self._monotonic())
+        except OSError as error:
+            # No memory or no process to be had: scoring goes on, the round is tried again later.
+            log.warning("training of %s cannot begin: %s", group.name, error)
+            self._schedule.ended(
+                group.name, promoted=False, has_model=live is not None, now=self._monotonic()
+            )
+            return
         log.info("training of %s begins on %d devices", group.name, len(request.devices))
         if live is None and (self._always_hold or self._is_faster_than_real(group.name, newest)):
-            self._hold_until = self._monotonic() + min(LONGEST_HOLD_S, s.max_seconds + 5.0)
+            longest_s = s.max_seconds if self._always_hold else min(LONGEST_HOLD_S, s.max_seconds)
+            self._hold_until = self._monotonic() + longest_s + HOLD_GRACE_S
 
     def _teachers(self, group: Group) -> tuple[str, ...]:
         """The devices of a round: all, or an even pick by name where there are too many."""
@@ -368,20 +380,26 @@ class Pipeline:
         )
         for asked in due:
             self._enrol([asked], lsns[asked.device] + 1)
-        growing = {s.name: "{field}" in s.topic for s in self.engine.options.sources}
+        return self._replay_journal(lsns)
+
+    def _replay_journal(self, lsns: dict[str, int]) -> int:
+        """Run the rows behind each device's checkpoint (device -> lsn) through the engine again."""
+        sources = {source.name for source in self.engine.options.sources}
         replayed = 0
         journal = self.database.readings_after(int(self.database.meta(CHECKPOINT_KEY) or 0))
         for batch in chunks(journal, MOST_READINGS):
-            lsn_of = {}  # id of a reading -> where it stands in the journal
+            rows = {}  # id of a reading -> its row in the journal
             for stored in batch:
-                if stored.source in growing and stored.lsn > lsns.get(stored.device, 0):
-                    reading = reading_of(stored, growing=growing[stored.source])
-                    lsn_of[id(reading)] = stored.lsn, reading
-            for wave in waves(reading for _, reading in lsn_of.values()):
-                here = {reading.device: lsn_of[id(reading)][0] for reading in wave}
+                if stored.source in sources and stored.lsn > lsns.get(stored.device, 0):
+                    reading = reading_of(stored)
+                    rows[id(reading)] = stored, reading
+            for wave in waves(reading for _, reading in rows.values()):
+                here = {reading.device: rows[id(reading)][0] for reading in wave}
+                for behind in here.values():
+                    self._enrol(self.engine.place(behind.device, behind.source, behind.fields), behind.lsn)
                 for event in self.engine.receive(wave):
                     if isinstance(event, EnrolDue):
-                        self._enrol([event], here[event.device] + 1)
+                        self._enrol([event], here[event.device].lsn + 1)
                 replayed += len(wave)
         return replayed
 
@@ -401,11 +419,11 @@ def history_of(stored: StoredHistory) -> History:
     return History(stored.time_s, stored.values, (stored.flags & IN_ALARM) == 0)
 
 
-def reading_of(stored: StoredReading, *, growing: bool) -> Reading:
-    """A journalled reading as it came in."""
+def reading_of(stored: StoredReading) -> Reading:
+    """A journalled reading as it was let in: its fields are known to be the device's."""
     values = zip(stored.fields, stored.values.tolist(), strict=True)
     seen = {name: value for name, value in values if not math.isnan(value)}
-    return Reading(stored.device, stored.source, stored.time_s, stored.received_s, seen, growing=growing)
+    return Reading(stored.device, stored.source, stored.time_s, stored.received_s, seen, growing=True)
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -53,7 +53,7 @@ class Recording:
         with self.path.open(newline="", encoding="utf-8-sig") as lines:
             rows = csv.reader(lines, delimiter=layout.delimiter)
             next(rows)
-            for number, row in enumerate(rows):
+            for number, row in enumerate(_rows(self.path, rows)):
                 cells = dict(zip(layout.columns, row, strict=False))
                 device = cells.get(layout.device, "") if layout.device else self.device
                 shown = {name: _cell(text) for name, text in cells.items() if name not in skipped}
@@ -92,6 +92,14 @@ def open_recording(path: Path, source: SourceOptions, device: str | None) -> Rec
     layout = Layout(delimiter, columns, time, None if device else device_column)
     # The engine must know that event times are told, also where only the file says so.
     return Recording(path, replace(source, time=time or "time"), device or path.stem, {}, layout)
+
+
+def _rows(path: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The rows; ConfigError where the file is not text after all."""
+    try:
+        yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read to its end: {error}") from None
 
 
 def _cell(text: str) -> float | int | str | None:

@@ -92,7 +92,7 @@ class Replay:
                 while pipeline.backlog:
                     self._switch(pipeline)
                     self._note(pipeline, pipeline.advance())
-                    if pipeline.holding and pipeline.poll_training() is None:
+                    if pipeline.poll_training() is None and pipeline.holding:
                         time.sleep(POLL_S)
                 pipeline.commit()
             self.summary.models = {group: note.id for group, note in pipeline.models.items()}

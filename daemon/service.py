@@ -79,6 +79,7 @@ class Service:
         # With half of its window unacknowledged, the broker is about to wait for us: do not wait for more.
         self._commit_at = min(settings.state.commit_readings, -(-settings.mqtt.receive_maximum // 2))
         self._resets = self._shed = 0  # totals already counted
+        self._watched_s = time.monotonic()  # when the watchdog was last fed
 
     # -- start-up ------------------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ class Service:
                 base=self._base,
                 wall=time.time,
                 monotonic=time.monotonic,
+                heartbeat=self._beat,
             )
             replayed = self._pipeline.recover()
             log.info("%d devices, %d readings replayed", len(engine.devices), replayed)
@@ -135,14 +137,11 @@ class Service:
     # -- main loop -----------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        ticked_s = watched_s = checkpointed_s = time.monotonic()
+        ticked_s = checkpointed_s = time.monotonic()
         while not self._stopping:
-            now = self._snapshot.looped_s = time.monotonic()
+            self._beat()
+            now = time.monotonic()
             self._turn(now)
-            interval_s = self._notifier.watchdog_interval_s
-            if interval_s is not None and now - watched_s >= interval_s:
-                watched_s = now
-                self._notifier.watchdog()
             if now - ticked_s >= TICK_S:
                 ticked_s = now
                 self._tick()
@@ -150,6 +149,14 @@ class Service:
                 checkpointed_s = now
                 self._pipeline.checkpoint()
                 give_back()
+
+    def _beat(self) -> None:
+        """Say that the worker moves: once a turn, and between the steps of long work within one."""
+        now = self._snapshot.looped_s = time.monotonic()
+        interval_s = self._notifier.watchdog_interval_s
+        if interval_s is not None and now - self._watched_s >= interval_s:
+            self._watched_s = now
+            self._notifier.watchdog()
 
     def _turn(self, now: float) -> None:
         """Take, score, commit, acknowledge, publish: one turn."""
@@ -161,7 +168,8 @@ class Service:
         began = time.perf_counter()
         events = pipeline.advance()
         if events:
-            self._metrics.observe_batch(len(events), time.perf_counter() - began)
+            readings = sum(isinstance(event, Scored | Refused) for event in events)
+            self._metrics.observe_batch(readings, time.perf_counter() - began)
             self._count(events)
         if self._must_commit(now):
             self._commit()

@@ -18,7 +18,7 @@ import numpy as np
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import TrainOutcome, TrainRequest
 from gruard.models import weights
-from gruard.models.enrolment import FIT_SHARE, History, align, blank, mean_error, replay
+from gruard.models.enrolment import FIT_SHARE, History, align, blank, mean_error, normal_rows, replay
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.training.candidate import TrainingOptions, train
@@ -107,7 +107,8 @@ def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
     readings = align(rows, histories)
     _, model = replay(rows, readings, forecaster)
     held = slice(int(len(readings.valid) * FIT_SHARE), None)
-    return mean_error((readings.z - model)[held], readings.mask[held])
+    seen = readings.mask & normal_rows(histories, len(readings.valid))[..., None]
+    return mean_error((readings.z - model)[held], seen[held])
 
 
 def _seal(request: TrainRequest, candidate: Candidate, histories: dict[str, History]) -> ModelPackage:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Readings without which there is nothing to train on.
+LEAST_WARMUP = 60
+
+
 @dataclass(frozen=True, slots=True)
 class DetectorConfig:
     """How a detector learns and when it raises an alarm."""
@@ -59,6 +63,8 @@ class Detector:
     def __post_init__(self) -> None:
         if self.fields < 1:
             raise ValueError(f"fields must be at least 1, not {self.fields}")
+        if self.warmup < LEAST_WARMUP:
+            raise ValueError(f"warmup must be at least {LEAST_WARMUP} readings, not {self.warmup}")
         self._group = GroupScorer(self.fields, self._alarms_per_second)
         self._slots = np.array([self._group.add()])
 

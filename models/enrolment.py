@@ -158,6 +158,14 @@ def align(rows: Mapping[str, NDArray[Any]], histories: Sequence[History]) -> Ali
     return Aligned(valid, mask, z, gap_s)
 
 
+def normal_rows(histories: Sequence[History], total: int) -> NDArray[np.bool_]:
+    """Which rows of the common axis (T, N) are readings outside an alarm."""
+    normal = np.zeros((total, len(histories)), bool)
+    for n, history in enumerate(histories):
+        normal[total - len(history.normal) :, n] = history.normal
+    return normal
+
+
 def replay(
     rows: dict[str, NDArray[Any]], readings: Aligned, forecaster: Forecaster | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

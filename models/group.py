@@ -173,7 +173,9 @@ class GroupScorer:
         rows, skill = enrol(histories, known, self.forecaster, self._alarms_per_second)
         count = self._arena["count"][slots]
         phase = np.where(count >= BASELINE_READY, Phase.LEARNING, Phase.WARMING)
-        allowed = (count >= MODEL_READY) & (skill >= 1.0 - MAY_LOSE)  # false where skill is NaN
+        # A device that the model was trained on was judged by the trainer, however little it has shown.
+        judged = np.array([k is not None for k in known]) | (count >= MODEL_READY)
+        allowed = judged & (skill >= 1.0 - MAY_LOSE)  # false where skill is NaN
         rows["phase"] = np.where(allowed, Phase.READY, phase)
         rows["count"] = count
         self._arena.scatter(slots, rows)

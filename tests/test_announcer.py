@@ -38,7 +38,7 @@ class Line:
         )
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, **_: object) -> int | None:
-        if len(payload) > self.largest and "/alerts/" in topic:
+        if len(payload) > self.largest and not topic.endswith("/status"):
             raise BrokerError("too large")
         if not self.connected or (qos and len(self.open) >= self.room):
             return None
@@ -223,3 +223,20 @@ def test_send_without_connection_does_nothing(pipeline: Pipeline) -> None:
     assert not announcer.send(0.0, committed=True)
     assert line.sent == []
     assert pipeline.database.outbox_pending() > 0
+
+
+def test_send_state_that_found_no_room_is_told_later(pipeline: Pipeline) -> None:
+    """A retained state that the broker edge did not take stays due; one that is too large stops nothing."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    announcer.send(0.0, committed=True)
+    for event in run(pipeline, readings_of("a", plant_rows(5))):
+        if isinstance(event, Scored):
+            announcer.scored(event)
+    taken, line.publish = line.publish, lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    announcer.send(1.0, committed=True)
+    line.publish = taken  # type: ignore[method-assign]
+    announcer.send(2.0, committed=True)
+    assert [topic for topic, _ in line.sent if "/state/" in topic] == ["gruard/state/a"]
+    line.largest = 10
+    announcer.send(100.0, committed=True)

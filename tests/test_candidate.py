@@ -113,3 +113,11 @@ def test_train_every_cell_and_depth(cell: str, layers: int) -> None:
     assert candidate.config.cell == cell
     assert set(candidate.config.weight_shapes()) <= set(candidate.tensors)
     assert all(np.isfinite(t).all() for t in candidate.tensors.values())
+
+
+def test_train_device_in_alarm_ever_since_is_left_out() -> None:
+    """A device without a normal row to be judged by does not spoil the round of its group."""
+    sick = history(1000, 1)
+    sick.normal[550:] = False
+    candidate = quick_candidate({"well": history(1000), "sick": sick})
+    assert candidate.devices == ("well",)

@@ -109,3 +109,13 @@ def test_import_does_not_import_torch() -> None:
     """Importing the library costs no torch; only training inline does."""
     code = "import sys, gruard.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_detector_short_warm_up_puts_the_model_in_charge_or_is_refused() -> None:
+    """Sixty readings are enough to train on; fewer are refused at once, not at the sixty-first."""
+    with pytest.raises(ValueError, match="at least 60"):
+        Detector(fields=3, warmup=40)
+    detector = Detector(fields=3, warmup=120)
+    scores = run(detector, plant_rows(140))
+    assert scores[-1].ready
+    assert detector._group.phases(detector._slots)[0] == 3

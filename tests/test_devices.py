@@ -161,3 +161,26 @@ def test_admit_fields_richer_device_replaces_a_stray_first_message() -> None:
     device = Device("d", "plant", ("evil",), count=2, sightings={"evil": 2})
     assert admit_fields(device, reading("d", 11, {"a": 1.0, "b": 1.0}), 64, vouched=False) == ("a", "b")
     assert device.count == 0
+
+
+def test_admit_fields_strays_cannot_keep_a_new_field_out() -> None:
+    """Names seen once make room for one that keeps coming."""
+    device = settled("a")
+    for n in range(MOST_CANDIDATES):
+        admit_fields(device, reading("d", 11 + n, {"a": 1.0, f"stray{n}": 1.0}), 64, vouched=False)
+    shown = [
+        admit_fields(device, reading("d", 99 + n, {"a": 1.0, "b": 1.0}), 64, vouched=False)
+        for n in range(ADOPT_AFTER)
+    ]
+    assert shown[-1] == ("a", "b")
+
+
+def test_admit_fields_foreign_messages_between_do_not_stop_an_adoption() -> None:
+    """A device that also sends something else still gets its new field."""
+    device = settled("a")
+    shown = None
+    for n in range(ADOPT_AFTER):
+        shown = admit_fields(device, reading("d", 11 + n, {"a": 1.0, "hum": 1.0}), 64, vouched=False)
+        if shown is None:
+            refusal(device, {"rssi": 1.0})
+    assert shown == ("a", "hum")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support_engine import BUDGET, SOURCE, plant_rows, readings_of
+from support_engine import BUDGET, SOURCE, plant_rows, reading, readings_of
 
 from gruard.daemon.core.engine import BASELINE, Engine, EngineOptions
 from gruard.daemon.core.events import Alert, Event, Scored
@@ -141,6 +141,28 @@ def test_recover_equals_an_uninterrupted_run(
     told = [(a.id, a.state) for a in first + second if isinstance(a, Alert)]
     assert told == [(a.id, a.state) for a in uninterrupted if isinstance(a, Alert)]
     assert told
+
+
+def test_recover_repeats_changes_of_fields(tmp_path: Path) -> None:
+    """A field adopted, or a whole device renamed, since the last checkpoint is so after recovery too."""
+    rows = plant_rows(500)
+    old = readings_of("a", rows[:60, :1])
+    wider = [
+        reading("a", 1060.0 + t, {"f0": float(row[0]), "late": float(row[1])})
+        for t, row in enumerate(rows[60:110])
+    ]
+    other = [reading("b", 1000.0 + t, {"x": float(row[0])}) for t, row in enumerate(rows[:60])]
+    renamed = [reading("b", 1060.0 + t, {"z": float(row[0])}) for t, row in enumerate(rows[60:400])]
+    off = TrainingSettings(every_s=None)
+    with opened(tmp_path, off) as pipeline:
+        play(pipeline, [*old, *other])
+        pipeline.checkpoint()
+        play(pipeline, [*wider, *renamed])
+        before = {name: (d.fields, d.count) for name, d in pipeline.engine.devices.items()}
+    with opened(tmp_path, off) as pipeline:
+        assert {name: (d.fields, d.count) for name, d in pipeline.engine.devices.items()} == before
+    assert before["a"] == (("f0", "late"), 110)
+    assert before["b"][0] == ("z",)
 
 
 def test_recover_uncommitted_readings_are_not_there(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class Device(msgspec.Struct):
     last_s: float = float("-inf")  # event time of the newest
     last_values: dict[str, float] = msgspec.field(default_factory=dict)
     sightings: dict[str, int] = msgspec.field(default_factory=dict)  # field -> readings that showed it
-    foreign: int = 0  # readings in a row that showed none of the fields
+    foreign: int = 0  # readings in a row that showed none of the fields, but these:
+    strangers: tuple[str, ...] = ()
     track: Track = msgspec.field(default_factory=Track)
 
     @property
@@ -96,19 +97,21 @@ def _discover(
 
 
 def _renamed(device: Device, shown: frozenset[str]) -> tuple[str, ...]:
-    if device.sightings.keys() != shown:
-        device.sightings, device.foreign = dict.fromkeys(shown, 1), 0
-    device.foreign += 1
+    names = tuple(sorted(shown))
+    device.foreign = device.foreign + 1 if device.strangers == names else 1
+    device.strangers = names
     if device.foreign < RENAMED_AFTER:
         raise DecodeError("unknown_field", ", ".join(sorted(shown)[:4]))
-    device.sightings, device.foreign = {}, 0
-    return tuple(sorted(shown))
+    device.sightings, device.foreign, device.strangers = {}, 0, ()
+    return names
 
 
 def _adopt(device: Device, known: frozenset[str], new: frozenset[str], most: int) -> tuple[str, ...] | None:
     for name in new:
-        if name in device.sightings or len(device.sightings) < MOST_CANDIDATES:
-            device.sightings[name] = device.sightings.get(name, 0) + 1
+        if name not in device.sightings and len(device.sightings) >= MOST_CANDIDATES:
+            # The one seen least makes room, so that strays cannot keep a real new field out.
+            del device.sightings[min(device.sightings, key=lambda seen: device.sightings[seen])]
+        device.sightings[name] = device.sightings.get(name, 0) + 1
     ripe = frozenset(name for name in new if device.sightings.get(name, 0) >= ADOPT_AFTER)
     if not ripe or len(known | ripe) > most:
         return None

@@ -207,6 +207,18 @@ class Engine:
             model=BASELINE if learning else group.model,
         )
 
+    def place(self, name: str, source: str, fields: tuple[str, ...]) -> list[EnrolDue]:
+        """Give a device the fields that the journal says it had: recovery repeats decisions."""
+        device = self.devices.setdefault(name, Device(name, source))
+        if device.fields == fields:
+            return []
+        if not device.settled and not set(device.fields) & set(fields):
+            device.count = 0
+        device.sightings = {}
+        events: list[Event] = []
+        self._move(device, fields, events)
+        return [event for event in events if isinstance(event, EnrolDue)]
+
     # -- groups and enrolment ------------------------------------------------------------------
 
     def enrol(self, histories: Mapping[str, History]) -> None:

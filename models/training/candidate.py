@@ -24,6 +24,7 @@ from gruard.models.enrolment import (
     align,
     blank,
     mean_error,
+    normal_rows,
     replay,
     smoothed,
 )
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
     from gruard.models.training.fit import FitResult, Progress
 
-#: Fewest rows a device must have to take part.
-FEWEST_ROWS = 60
+#: Fewest rows a device must have to take part, and fewest on either side of the cut.
+FEWEST_ROWS, FEWEST_HELD = 60, 16
 #: Targets of the net are residuals in units of their own scale, held within this.
 TARGET_LIMIT = 8.0
 #: Caution of the gate: the net is trusted a little less than its held-back regression says.
@@ -151,7 +152,13 @@ def _long_enough(histories: Mapping[str, History]) -> dict[str, History]:
     longest = max((len(h.time_s) for h in histories.values()), default=0)
     # One cut in time serves all devices, so those that joined after it cannot take part this time.
     fewest = max(FEWEST_ROWS, int(longest * (1 - FIT_SHARE)) + FEWEST_ROWS // 2)
-    chosen = {name: h for name, h in sorted(histories.items()) if h.normal.sum() >= fewest}
+    held = longest - int(longest * FIT_SHARE)
+    # On both sides of the cut a device must have normal rows: one to fit on, the other to be judged by.
+    chosen = {
+        name: h
+        for name, h in sorted(histories.items())
+        if h.normal.sum() >= fewest and min(h.normal[:-held].sum(), h.normal[-held:].sum()) >= FEWEST_HELD
+    }
     if not chosen:
         raise ModelError(f"no device has the {fewest} normal readings that training needs")
     return chosen
@@ -162,9 +169,7 @@ def _panel(histories: Mapping[str, History]) -> Panel:
     rows = blank(listed, [None] * len(listed), 0)
     readings = align(rows, listed)
     total = len(readings.valid)
-    normal = np.zeros(readings.valid.shape, bool)
-    for n, history in enumerate(listed):
-        normal[total - len(history.normal) :, n] = history.normal
+    normal = normal_rows(listed, total)
     seen = readings.mask & normal[..., None]
     lags = np.moveaxis(linear.lagged(np.moveaxis(readings.z, 0, 1), linear.LAGS), 0, 1)
     return Panel(tuple(histories), listed, readings, rows, normal, seen, lags, int(total * FIT_SHARE))

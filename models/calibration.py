@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gruard.models.quantiles import quantile
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -39,10 +41,10 @@ def fit(
 
     `held_back` are rows the scoring model was not fitted on; the larger quantile wins.
     """
-    med = np.median(final, axis=0)
-    q = np.quantile(final, QUANTILE, axis=0)
+    med = quantile(final, 0.5)
+    q = quantile(final, QUANTILE)
     if held_back is not None and len(held_back):
-        q = np.maximum(q, np.quantile(held_back, QUANTILE, axis=0))
+        q = np.maximum(q, quantile(held_back, QUANTILE))
     return med.astype(np.float32), q.astype(np.float32)
 
 
@@ -72,7 +74,7 @@ def alarm_level(u: NDArray[Any], alarms_per_reading: float) -> float:
     rate = max(alarms_per_reading * RUN_LENGTH, 1e-12)
     if len(u) < 2:
         return LEVEL_HIGH
-    threshold = float(np.quantile(u, 0.9))
+    threshold = float(quantile(u, 0.9))
     excess = u[u > threshold] - threshold
     mean_excess = max(float(excess.mean()) if len(excess) else 0.0, LEAST_EXCESS)
     level = max(threshold + mean_excess * math.log(max(0.1 / rate, 1.0)), LEVEL_LOW)

@@ -23,6 +23,7 @@ from gruard.models.lines import (
     columns,
     lines,
 )
+from gruard.models.quantiles import quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def usual_gap(time_s: NDArray[np.float64]) -> float:
     """The median time between readings in seconds; 1 where it cannot be told."""
     gaps = np.diff(time_s)
     gaps = gaps[gaps > 0]
-    return float(np.median(gaps)) if len(gaps) else 1.0
+    return float(quantile(gaps, 0.5)) if len(gaps) else 1.0
 
 
 def enrol(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gruard.models.quantiles import quantile
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,7 +38,10 @@ def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
     seen = np.isfinite(values).any(axis=0)  # (F,)
     x = np.where(seen, values, 0.0)  # (T, F)
     rare = min(max(RARE, 1.0 / max(len(x) - 1, 1)), 0.25)
-    low, q25, m, q75, high = np.nanquantile(x, [rare, 0.25, 0.5, 0.75, 1 - rare], axis=0)  # (F,) each
+    columns = [column[np.isfinite(column)] for column in x.T]
+    low, q25, m, q75, high = (
+        np.array([quantile(column, q) for column in columns]) for q in (rare, 0.25, 0.5, 0.75, 1 - rare)
+    )  # (F,) each
     x = np.clip(x, low - FAR * (q75 - q25), high + FAR * (q75 - q25))
     sd = np.nanstd(x, axis=0)
     spread = np.nanmax(x, axis=0) - np.nanmin(x, axis=0)

@@ -11,8 +11,8 @@ import msgspec
 from gruard.daemon.core.engine import group_name, open_state
 from gruard.daemon.core.payloads import rfc3339
 from gruard.daemon.edges.database import open_readonly
+from gruard.daemon.edges.trainer import MODELS
 from gruard.daemon.errors import StateError
-from gruard.daemon.pipeline import MODELS
 from gruard.models import weights
 from gruard.models.errors import ModelError
 

@@ -25,7 +25,7 @@ from gruard.daemon.core.events import Alert, EnrolDue, Event, Scored
 from gruard.daemon.core.payloads import ModelNote, alert_payload
 from gruard.daemon.core.schedule import Schedule
 from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, StoredReading
-from gruard.daemon.edges.trainer import Trainer, TrainOutcome, TrainRequest
+from gruard.daemon.edges.trainer import IN_ALARM, MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.records import Reading
 from gruard.models import weights
 from gruard.models.enrolment import History
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-#: Where weights lie below the state directory.
-MODELS = "models"
-#: Flag of a stored reading: the device was in alarm, so the row must not teach.
-IN_ALARM = 1
 #: Devices enrolled in one go: bounds the memory that a change of weights takes.
 ENROL_CHUNK = 16
 #: Event time that passes this much faster than the clock is a backlog or a recording.

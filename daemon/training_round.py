@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gruard.daemon.edges.database import open_readonly
-from gruard.daemon.edges.trainer import TrainOutcome, TrainRequest
+from gruard.daemon.edges.trainer import IN_ALARM, MODELS, TrainOutcome, TrainRequest
 from gruard.models import weights
 from gruard.models.enrolment import FIT_SHARE, History, align, blank, mean_error, normal_rows, replay
 from gruard.models.errors import ModelError
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     from gruard.models.training.candidate import Candidate
     from gruard.models.weights import ModelPackage
 
-#: Where weights lie below the state directory.
-MODELS = "models"
 #: A candidate may forecast held-back rows worse than the live model by this factor: ties go to fresh data.
 MAY_LOSE = 1.02
-#: Flag of a stored reading: the device was in alarm.
-IN_ALARM = 1
 
 
 def main() -> int:

@@ -15,7 +15,8 @@ from support_engine import BUDGET, SOURCE, plant_rows, reading, readings_of
 from gruard.daemon.core.engine import BASELINE, Engine, EngineOptions
 from gruard.daemon.core.events import Alert, Event, Scored
 from gruard.daemon.edges.database import open_database
-from gruard.daemon.pipeline import MODELS, Pipeline, TrainingSettings
+from gruard.daemon.edges.trainer import MODELS
+from gruard.daemon.pipeline import Pipeline, TrainingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

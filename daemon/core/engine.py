@@ -102,7 +102,6 @@ class Engine:
         self.resets = 0  # hidden states that were not finite and start again
         self._sources = {source.name: source for source in options.sources}
         self._moved: set[str] = set()  # devices whose checkpoint is behind
-        self._due: set[str] = set()  # devices asked for and not enrolled yet
 
     # -- readings ------------------------------------------------------------------------------
 
@@ -229,7 +228,6 @@ class Engine:
         by_group: dict[str, list[str]] = {}
         for name, history in histories.items():
             device = self.devices[name]
-            self._due.discard(name)
             if len(history.time_s):
                 by_group.setdefault(group_name(device.source, device.fields), []).append(name)
         for group_id, names in by_group.items():
@@ -279,7 +277,6 @@ class Engine:
         return counts
 
     def _ask(self, device: Device, limit: int = ENROL_ROWS) -> EnrolDue:
-        self._due.add(device.name)
         return EnrolDue(device.name, device.source, device.fields, min(limit, device.count))
 
     def _move(self, device: Device, fields: tuple[str, ...], events: list[Event]) -> None:

@@ -22,6 +22,9 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 #: How long a child that was asked to end may take.
 _GRACE_S = 2.0
 LOG_NAME = "training.log"
+#: What scorer and round agree on: where weights lie below the state directory, and the flag of a stored
+#: reading whose device was in alarm, so that it must not teach.
+MODELS, IN_ALARM = "models", 1
 
 
 class TrainRequest(msgspec.Struct, frozen=True):

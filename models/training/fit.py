@@ -1,4 +1,4 @@
-"""Teach a `RecurrentForecaster` on the histories of a group: one bounded, seeded, single-threaded run.
+"""Teach a network on the histories of a group: one bounded, seeded, single-threaded run.
 
 Truncated back-propagation through time (Williams & Peng 1990): S streams walk side by side through the
 training rows, a window per step, and each carries its memory from window to window as it will when live.
@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from gruard.models.cells import NetworkConfig
 from gruard.models.errors import ModelError
-from gruard.models.training.network import RecurrentForecaster
+from gruard.models.training.comparators import TWO_SIDED_CELL, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from gruard.models.training.network import SequenceNetwork
 
     Floats: TypeAlias = NDArray[np.float32]
 
@@ -33,8 +34,6 @@ StopReason: TypeAlias = Literal["steps", "patience", "time", "not_finite"]
 #: Series that early stopping looks at, spread evenly over those that have held-back rows: enough to choose
 #: among checkpoints, and a check then costs the same for 64 devices and for 10,000.
 CHECK_SERIES = 64
-#: Rows that a check runs at a time, to bound its memory.
-CHECK_ROWS = 256
 #: A stream moves on to another place after at most this share of the steps, so that a run sees several.
 LONGEST_WALK = 0.25
 
@@ -43,7 +42,7 @@ LONGEST_WALK = 0.25
 class FitConfig:
     """How to train. Raises ValueError when a number is out of range."""
 
-    cell: str = "gru"
+    cell: str = "gru"  # any that comparators.build knows
     hidden: int = 32
     layers: int = 1
     dropout: float = 0.0  # between layers and before the readout
@@ -86,6 +85,16 @@ class FitConfig:
         for name in ("dropout", "input_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.window <= self.look_ahead:
+            raise ValueError(f"window must be above {self.look_ahead} for {self.cell}, not {self.window}")
+
+    @property
+    def look_ahead(self) -> int:
+        """Last rows of a window that are not scored, as burn_in is for the first: 0 for a causal cell.
+
+        2 at least: past the end of its rows a stream repeats the last one, which is the target before it.
+        """
+        return max(self.burn_in, 2) if self.cell == TWO_SIDED_CELL else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +146,9 @@ def fit(
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NetworkConfig(config.cell, inputs.shape[2], config.hidden, config.layers, targets.shape[2])
+        c = config
         run = _Run(
-            RecurrentForecaster(network, config.dropout),
+            build(c.cell, inputs.shape[2], c.hidden, c.layers, targets.shape[2], c.dropout),
             _Rows(inputs, np.where(target_mask, targets, np.float32(0.0)), target_mask),
             _Streams(_pieces(target_mask, held_back_from, config), config),
             _Judge(inputs, targets, target_mask, held_back_from, config.huber_delta),
@@ -152,7 +161,7 @@ class _Run:
     """One training run: the network, its optimiser, and the best it has been."""
 
     def __init__(
-        self, model: RecurrentForecaster, rows: _Rows, streams: _Streams, judge: _Judge, config: FitConfig
+        self, model: SequenceNetwork, rows: _Rows, streams: _Streams, judge: _Judge, config: FitConfig
     ) -> None:
         self.model, self.rows, self.streams, self.judge, self.config = model, rows, streams, judge, config
         self.optimizer = torch.optim.AdamW(
@@ -249,7 +258,7 @@ class _Window:
 
     series: torch.Tensor  # (S, 1)
     rows: torch.Tensor  # (S, R)
-    scored: torch.Tensor  # (S, R) bool: inside the stream's piece and past its burn-in
+    scored: torch.Tensor  # (S, R) bool: inside the stream's piece, past its burn-in, before its look-ahead
     fresh: torch.Tensor  # (S,) bool: the stream starts here, from a zero memory
 
 
@@ -277,7 +286,7 @@ class _Streams:
 
     def __init__(self, pieces: NDArray[np.int64], config: FitConfig) -> None:
         self._pieces = pieces  # (P, 3): series, first row, end row
-        self._window, self._burn_in = config.window, config.burn_in
+        self._window, self._burn_in, self._look_ahead = config.window, config.burn_in, config.look_ahead
         self._random = np.random.default_rng(config.seed)
         self._deck: list[int] = []
         self._at = np.zeros(
@@ -295,7 +304,10 @@ class _Streams:
         window = _Window(
             series=torch.from_numpy(series),
             rows=torch.from_numpy(np.minimum(rows, end - 1)),
-            scored=torch.from_numpy((rows < end) & (age + ahead >= self._burn_in)),
+            scored=torch.from_numpy(
+                (np.minimum(end - rows, self._window - ahead) > self._look_ahead)
+                & (age + ahead >= self._burn_in)
+            ),
             fresh=torch.from_numpy(age[:, 0] == 0),
         )
         self._at[:, [1, 3]] += self._window
@@ -329,17 +341,9 @@ class _Judge:
         self._count = int(judged.sum())
         self.zero_loss = self._total(torch.zeros_like(self._rows.targets), slice(None)) / self._count
 
-    def loss(self, model: RecurrentForecaster) -> float:
+    def loss(self, model: SequenceNetwork) -> float:
         """Mean Huber loss per held-back target, without dropout or noise."""
-        model.eval()
-        series, length = self._rows.mask.shape[:2]
-        total = 0.0
-        with torch.no_grad():
-            state = model.zero_state(series)
-            for start in range(0, length, CHECK_ROWS):
-                part = slice(start, start + CHECK_ROWS)
-                y, state = model(self._rows.inputs[:, part], state)  # (N, R, O)
-                total += self._total(y, part)
+        total = sum(self._total(y, part) for part, y in model.run(self._rows.inputs))
         return total / self._count
 
     def _total(self, y: torch.Tensor, part: slice) -> float:
@@ -372,7 +376,7 @@ def _pieces(mask: NDArray[np.bool_], end: int, config: FitConfig) -> NDArray[np.
         pieces += [
             (series, a, b)
             for a, b in zip(starts, cuts[1:], strict=True)
-            if used[a + config.burn_in : b].any()
+            if used[a + config.burn_in : b - config.look_ahead].any()
         ]
     if not pieces:
         raise ModelError(f"no series has a target more than {config.burn_in} rows after its first")

@@ -1,5 +1,7 @@
 """The network as it is trained: torch, with the names and the state layout of `gruard.models.cells`.
 
+`SequenceNetwork` is what training asks of any network: see `comparators` for those that never run live.
+
 Shapes: N series, T steps, I inputs, H hidden, L layers, O outputs.
 """
 
@@ -13,6 +15,8 @@ from torch import nn
 from gruard.models.cells import MEMORIES, NetworkConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -20,17 +24,62 @@ _CELL_TYPES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}  # nn.RNN's nonlin
 
 #: The readout starts near zero, so that an untrained correction corrects nothing.
 READOUT_START = 0.1
+#: Rows that a whole series is run at a time, to bound the memory.
+CHUNK_ROWS = 256
 
 
-class RecurrentForecaster(nn.Module):
+class SequenceNetwork(nn.Module):
+    """A network over readings with a memory that it is handed and hands back.
+
+    `forward` takes x (N, T, I) and state (N, state_width); it gives y (N, T, O) and the state after row T.
+    """
+
+    both_sides = False  # y of a row depends on later rows too, as many as there are
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def zero_state(self, series: int) -> torch.Tensor:
+        """The memory of N series that have seen nothing: (N, state_width)."""
+        return torch.zeros(series, self.config.state_width)
+
+    def run(self, x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Whole series x (N, T, I) from a zero memory, without dropout or gradients: rows, y (N, R, O).
+
+        Some rows at a time, but all T at once where both sides count.
+        """
+        self.eval()
+        rows = x.shape[1] if self.both_sides else CHUNK_ROWS
+        state = self.zero_state(len(x))
+        for start in range(0, x.shape[1], rows):
+            part = slice(start, start + rows)
+            with torch.no_grad():
+                y, state = self(x[:, part], state)
+            yield part, y
+
+    def export(self) -> dict[str, NDArray[np.float32]]:
+        """Weights by name, as `gruard.models.cells.Network` takes them: copies."""
+        return {name: weight.detach().numpy().copy() for name, weight in self.state_dict().items()}
+
+
+def quiet_readout(width: int, outputs: int) -> nn.Linear:
+    """A linear readout that starts near zero."""
+    readout = nn.Linear(width, outputs)
+    with torch.no_grad():
+        readout.weight *= READOUT_START
+        readout.bias.zero_()
+    return readout
+
+
+class RecurrentForecaster(SequenceNetwork):
     """Stacked cells and a linear readout; dropout between layers and before the readout, in training only.
 
     Raises ModelError (from NetworkConfig) when the configuration is out of range.
     """
 
     def __init__(self, config: NetworkConfig, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.cell = _CELL_TYPES[config.cell](
             config.inputs,
             config.hidden,
@@ -41,23 +90,12 @@ class RecurrentForecaster(nn.Module):
             else 0.0,  # torch warns where there is no layer to drop between
         )
         self.dropout = nn.Dropout(dropout)
-        self.readout = nn.Linear(config.hidden, config.outputs)
-        with torch.no_grad():
-            self.readout.weight *= READOUT_START
-            self.readout.bias.zero_()
+        self.readout = quiet_readout(config.hidden, config.outputs)
 
     def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run T steps: x (N, T, I) and state (N, state_width) -> y (N, T, O) and the state after the last."""
         h, after = self.cell(x, self._to_torch(state))  # h (N, T, H)
         return self.readout(self.dropout(h)), self._from_torch(after)
-
-    def zero_state(self, series: int) -> torch.Tensor:
-        """The memory of N series that have seen nothing: (N, state_width)."""
-        return torch.zeros(series, self.config.state_width)
-
-    def export(self) -> dict[str, NDArray[np.float32]]:
-        """Weights as `gruard.models.cells.Network` takes them: copies, by name."""
-        return {name: weight.detach().numpy().copy() for name, weight in self.state_dict().items()}
 
     def _to_torch(self, state: torch.Tensor) -> Any:
         """From (N, W) to what torch's cells take: h (L, N, H), for an LSTM the pair (h, c)."""

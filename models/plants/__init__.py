@@ -1,0 +1,1 @@
+"""Simulated plants whose memory matters, and faults to put into any recording."""

@@ -1,0 +1,148 @@
+"""Recordings of N devices that share one network, scored causally: row t of every device is one live step.
+
+It is `Detector` for many devices at once, and with one history it gives the same scores: rows before
+`warmup` are scored by the adaptive baseline, a model is trained on them and takes charge, and nothing
+depends on a later row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gruard.models.detector import LEAST_WARMUP
+from gruard.models.enrolment import History, fitted_devices
+from gruard.models.forecaster import Forecaster
+from gruard.models.group import ENROL_AT, GroupScorer, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gruard.models.detector import DetectorConfig
+    from gruard.models.group import Scores
+    from gruard.models.training.candidate import Candidate
+
+#: Rows between two calls of `progress`.
+TELL_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeriesScores:
+    """What the T readings of one device scored, each before it was learnt from: see `Score`."""
+
+    value: NDArray[np.float32]  # (T,) 0..1, higher = more anomalous; 0 while gathering
+    threshold: NDArray[np.float32]  # (T,) the score that opens an alarm; 1 while gathering
+    ready: NDArray[np.bool_]  # (T,) there is a model, and it or the calibrated baseline is in charge
+    alarm: NDArray[np.bool_]  # (T,) above the false-alarm budget's threshold, with hysteresis
+    expected: NDArray[np.float32]  # (T, F) physical units; NaN while gathering
+    share: NDArray[np.float32]  # (T, F) how much each field contributes; sums to 1
+
+
+def score_series(
+    histories: Sequence[History],
+    warmup: int,
+    config: DetectorConfig,
+    progress: Callable[[int], None] | None = None,
+) -> list[SeriesScores]:
+    """Score the readings of N devices (T_n,), (T_n, F), which may differ in length but not in fields.
+
+    The network is trained at row `warmup` on the rows before it of all devices; `normal` of a history is
+    not read. `progress` is told how many readings are done, all devices together.
+
+    Raises:
+        ValueError: there is no device, the warm-up is too short, or devices have different fields.
+        ModelError: there is too little in the warm-up to train on.
+    """
+    fields = {history.values.shape[1] for history in histories}
+    if len(fields) != 1:
+        raise ValueError(f"devices of one network have one set of fields, not {len(fields)}")
+    if warmup < LEAST_WARMUP:
+        raise ValueError(f"warmup must be at least {LEAST_WARMUP} readings, not {warmup}")
+    alarms_per_second = config.alarms_per_week / (7 * 86_400)
+    group = GroupScorer(fields.pop(), alarms_per_second)
+    slots = np.array([group.add() for _ in histories])
+    lengths = np.array([len(history.time_s) for history in histories])
+    results = [_nothing(history) for history in histories]
+    alarm = np.zeros(len(slots), bool)  # (N,) as of the newest reading
+    done = 0
+    for row in range(int(lengths.max())):
+        here = np.flatnonzero(lengths > row).tolist()  # B devices
+        if row == warmup:
+            _train(group, slots, histories, warmup, config, alarms_per_second)
+            alarm[:] = False
+        time_s = np.array([histories[n].time_s[row] for n in here])
+        scores = group.score(slots[here], time_s, np.array([histories[n].values[row] for n in here]))
+        level = np.where(alarm[here], scores.release, scores.threshold)  # (B,)
+        alarm[here] = (scores.phase >= Phase.LEARNING) & (scores.score >= level)
+        for b, n in enumerate(here):
+            _note(results[n], row, scores, b, trained=group.forecaster is not None)
+            results[n].alarm[row] = alarm[n]
+        if row + 1 in ENROL_AT and row + 1 < warmup:
+            group.enrol(slots[here], [_head(histories[n], row + 1, results[n].alarm) for n in here])
+        done += len(here)
+        if progress is not None and (row % TELL_EVERY == TELL_EVERY - 1 or row + 1 == lengths.max()):
+            progress(done)
+    return results
+
+
+def _nothing(history: History) -> SeriesScores:
+    rows, fields = history.values.shape
+    return SeriesScores(
+        value=np.zeros(rows, np.float32),
+        threshold=np.ones(rows, np.float32),
+        ready=np.zeros(rows, bool),
+        alarm=np.zeros(rows, bool),
+        expected=np.full((rows, fields), np.nan, np.float32),
+        share=np.full((rows, fields), 1.0 / fields, np.float32),
+    )
+
+
+def _note(own: SeriesScores, row: int, scores: Scores, b: int, *, trained: bool) -> None:
+    """Write down what entry b of a batch scored at `row`."""
+    own.expected[row], own.share[row] = scores.expected[b], scores.share[b]
+    own.ready[row] = trained and scores.phase[b] >= Phase.LEARNING
+    if scores.phase[b] != Phase.GATHERING:
+        own.value[row], own.threshold[row] = scores.score[b], scores.threshold[b]
+
+
+def _head(history: History, rows: int, alarm: NDArray[np.bool_]) -> History:
+    """The first rows of a history, without what was in alarm."""
+    return History(history.time_s[:rows], history.values[:rows], ~alarm[:rows])
+
+
+def _train(
+    group: GroupScorer,
+    slots: NDArray[np.int64],
+    histories: Sequence[History],
+    warmup: int,
+    config: DetectorConfig,
+    alarms_per_second: float,
+) -> None:
+    """Train on the first `warmup` rows and put the model in charge."""
+    # The caller says the warm-up is mostly normal; the baseline's own alarms do not overrule that.
+    heads = [_head(history, warmup, np.zeros(warmup, bool)) for history in histories]
+    taught = {f"{n:08d}": head for n, head in enumerate(heads) if len(head.time_s) == warmup}
+    candidate = _candidate(taught, config, alarms_per_second)
+    group.adopt(Forecaster(candidate.config, candidate.tensors), "lockstep")
+    fitted = fitted_devices(candidate.devices, candidate.tensors)
+    there = [int(name) for name in taught]
+    group.enrol(slots[there], list(taught.values()), [fitted.get(name) for name in taught])
+
+
+def _candidate(taught: dict[str, History], config: DetectorConfig, alarms_per_second: float) -> Candidate:
+    # Imported here only: whoever does not reach the end of a warm-up never pays for torch.
+    from gruard.models.training.candidate import TrainingOptions, train  # noqa: PLC0415 - see above
+    from gruard.models.training.fit import FitConfig  # noqa: PLC0415 - see above
+
+    net = FitConfig(
+        cell=config.cell,
+        hidden=config.hidden,
+        layers=config.layers,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
+    return train(taught, TrainingOptions(net, alarms_per_second))

@@ -100,14 +100,13 @@ def _join(series: Sequence[Series]) -> _Corpus:
 def _rows(rows: int, windows: Sequence[tuple[int, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What an alarm on each row of a series is worth, and the window it lies in (-1 = none): (T,) each."""
     worth, window = np.full(rows, -1.0), np.full(rows, -1)
-    next_starts = [first for first, _ in windows[1:]] + [rows]
-    for k, ((first, last), next_start) in enumerate(zip(windows, next_starts, strict=True)):
+    for k, (first, last) in enumerate(windows):
         width = last - first + 1
         inside = np.arange(first, last + 1)
         worth[inside] = _curve((inside - last - 1) / width) / _curve(-1.0)
         window[inside] = k
         if width > 1:
-            behind = np.arange(last + 1, next_start)
+            behind = np.arange(last + 1, windows[k + 1][0] if k + 1 < len(windows) else rows)
             worth[behind] = _curve((behind - last) / (width - 1))
     return worth, window
 

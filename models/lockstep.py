@@ -7,7 +7,7 @@ depends on a later row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +36,7 @@ class SeriesScores:
 
     value: NDArray[np.float32]  # (T,) 0..1, higher = more anomalous; 0 while gathering
     threshold: NDArray[np.float32]  # (T,) the score that opens an alarm; 1 while gathering
+    release: NDArray[np.float32]  # (T,) the score under which an alarm may end; 1 while gathering
     ready: NDArray[np.bool_]  # (T,) there is a model, and it or the calibrated baseline is in charge
     alarm: NDArray[np.bool_]  # (T,) above the false-alarm budget's threshold, with hysteresis
     expected: NDArray[np.float32]  # (T, F) physical units; NaN while gathering
@@ -47,29 +48,33 @@ def score_series(
     warmup: int,
     config: DetectorConfig,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[SeriesScores]:
     """Score the readings of N devices (T_n,), (T_n, F), which may differ in length but not in fields.
 
     The network is trained at row `warmup` on the rows before it of all devices; `normal` of a history is
-    not read. `progress` is told how many readings are done, all devices together.
+    not read. `progress` is told how many readings are done, all devices together; when `stop` says so, the
+    arrays end with the row before.
 
     Raises:
         ValueError: there is no device, the warm-up is too short, or devices have different fields.
         ModelError: there is too little in the warm-up to train on.
     """
-    fields = {history.values.shape[1] for history in histories}
-    if len(fields) != 1:
-        raise ValueError(f"devices of one network have one set of fields, not {len(fields)}")
+    widths = {history.values.shape[1] for history in histories}
+    if len(widths) != 1:
+        raise ValueError(f"devices of one network have one set of fields, not {len(widths)}")
     if warmup < LEAST_WARMUP:
         raise ValueError(f"warmup must be at least {LEAST_WARMUP} readings, not {warmup}")
     alarms_per_second = config.alarms_per_week / (7 * 86_400)
-    group = GroupScorer(fields.pop(), alarms_per_second)
+    group = GroupScorer(widths.pop(), alarms_per_second)
     slots = np.array([group.add() for _ in histories])
     lengths = np.array([len(history.time_s) for history in histories])
     results = [_nothing(history) for history in histories]
     alarm = np.zeros(len(slots), bool)  # (N,) as of the newest reading
     done = 0
     for row in range(int(lengths.max())):
+        if stop is not None and stop():
+            return [_cut(own, row) for own in results]
         here = np.flatnonzero(lengths > row).tolist()  # B devices
         if row == warmup:
             _train(group, slots, histories, warmup, config, alarms_per_second)
@@ -90,15 +95,21 @@ def score_series(
 
 
 def _nothing(history: History) -> SeriesScores:
-    rows, fields = history.values.shape
+    rows, width = history.values.shape
     return SeriesScores(
         value=np.zeros(rows, np.float32),
         threshold=np.ones(rows, np.float32),
+        release=np.ones(rows, np.float32),
         ready=np.zeros(rows, bool),
         alarm=np.zeros(rows, bool),
-        expected=np.full((rows, fields), np.nan, np.float32),
-        share=np.full((rows, fields), 1.0 / fields, np.float32),
+        expected=np.full((rows, width), np.nan, np.float32),
+        share=np.full((rows, width), 1.0 / width, np.float32),
     )
+
+
+def _cut(own: SeriesScores, rows: int) -> SeriesScores:
+    """The first rows of what a device scored."""
+    return SeriesScores(**{part.name: getattr(own, part.name)[:rows] for part in fields(own)})
 
 
 def _note(own: SeriesScores, row: int, scores: Scores, b: int, *, trained: bool) -> None:
@@ -106,7 +117,8 @@ def _note(own: SeriesScores, row: int, scores: Scores, b: int, *, trained: bool)
     own.expected[row], own.share[row] = scores.expected[b], scores.share[b]
     own.ready[row] = trained and scores.phase[b] >= Phase.LEARNING
     if scores.phase[b] != Phase.GATHERING:
-        own.value[row], own.threshold[row] = scores.score[b], scores.threshold[b]
+        own.value[row] = scores.score[b]
+        own.threshold[row], own.release[row] = scores.threshold[b], scores.release[b]
 
 
 def _head(history: History, rows: int, alarm: NDArray[np.bool_]) -> History:

@@ -28,7 +28,7 @@ def faulty_rows(total: int = 340, seed: int = 0) -> np.ndarray:
 
 
 def assert_same(a: SeriesScores, b: SeriesScores, rows: slice) -> None:
-    for name in ("value", "threshold", "ready", "alarm", "expected", "share"):
+    for name in ("value", "threshold", "release", "ready", "alarm", "expected", "share"):
         ours, theirs = getattr(a, name)[rows], getattr(b, name)[rows]
         np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1e-5, err_msg=name)
 
@@ -80,6 +80,21 @@ def test_score_series_the_caller_hears_of_every_reading() -> None:
     assert heard == sorted(heard)
     assert len(heard) > 1
     assert heard[-1] == 200
+
+
+def test_score_series_stopped_keeps_the_rows_that_are_done() -> None:
+    """An interruption cuts every array at the same row; what is kept is what a whole run scores there."""
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) > 80
+
+    cut = score_series([history(plant_rows(130)), history(plant_rows(70))], 130, CONFIG, stop=stop)
+    whole = score_series([history(plant_rows(130)), history(plant_rows(70))], 130, CONFIG)
+    assert [len(own.value) for own in cut] == [80, 70]
+    assert_same(cut[0], whole[0], slice(80))
+    assert cut[0].expected.shape == (80, 3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruard.daemon import __version__
+from gruard.daemon import __version__, cli_backtest
 from gruard.daemon.errors import BrokerError, ConfigError, GruardError
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="train anew; do not follow the state directory's models"
     )
     sub.add_argument("--scores", type=Path, metavar="OUT.csv", help="write the score of every reading")
+
+    sub = with_config(add("backtest", cli_backtest.backtest, cli_backtest.TEXT))
+    cli_backtest.add_arguments(sub)
 
     for name, command, text in (
         ("devices", _devices, "List the devices that the state directory knows."),

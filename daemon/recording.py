@@ -13,7 +13,7 @@ from gruard.daemon.errors import ConfigError, DecodeError
 from gruard.daemon.records import Reading, SourceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 #: Column names taken for the event time when none is named, in this order.
@@ -36,6 +36,16 @@ class Layout:
     device: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file."""
+
+    line: int  # where it ends in the file, from 1
+    cells: Mapping[str, str]  # column -> what stands there
+    readings: tuple[Reading, ...]
+    refusal: DecodeError | None = None  # why there is no reading
+
+
 @dataclass(slots=True)
 class Recording:
     """A CSV file with a header row. Iterating gives readings; what cannot be read is counted by reason."""
@@ -47,6 +57,18 @@ class Recording:
     layout: Layout
 
     def __iter__(self) -> Iterator[Reading]:
+        for row in self.rows():
+            if row.refusal is not None:
+                reason = row.refusal.reason
+                self.refused[reason] = self.refused.get(reason, 0) + 1
+            yield from row.readings
+
+    def rows(self) -> Iterator[Row]:
+        """Every row with what came of it; nothing is counted.
+
+        Raises:
+            ConfigError: the file is not text to its end.
+        """
         layout = self.layout
         decode = DECODERS["json"](replace(self.source, time=layout.time))
         skipped = {layout.device}
@@ -60,11 +82,15 @@ class Recording:
                 try:
                     samples = decode(msgspec.json.encode(shown))
                 except DecodeError as refusal:
-                    self.refused[refusal.reason] = self.refused.get(refusal.reason, 0) + 1
+                    yield Row(rows.line_num, cells, (), refusal)
                     continue
-                for sample in samples:
-                    time_s = START_S + STEP_S * number if sample.time_s is None else sample.time_s
-                    yield Reading(device, self.source.name, time_s, time_s, sample.values, sample.issues)
+                counted_s = START_S + STEP_S * number
+                times = [counted_s if sample.time_s is None else sample.time_s for sample in samples]
+                readings = [
+                    Reading(device, self.source.name, time_s, time_s, sample.values, sample.issues)
+                    for time_s, sample in zip(times, samples, strict=True)
+                ]
+                yield Row(rows.line_num, cells, tuple(readings))
 
 
 def open_recording(path: Path, source: SourceOptions, device: str | None) -> Recording:

@@ -89,6 +89,13 @@ LAYERS: Mapping[str, Layer] = {
         packages=("numpy", "msgspec"),
         clocks=True,
     ),
+    # Offline work on recordings: it may train, and it never touches a broker.
+    "backtest": Layer(
+        modules=("gruard.daemon.backtest", "gruard.daemon.backtest.*"),
+        ours=(*_INNER, "training", "edges", "settings", "joints", "backtest"),
+        packages=("numpy", "msgspec"),
+        clocks=True,
+    ),
     "demo": Layer(
         modules=("gruard.daemon.demo", "gruard.daemon.demo.*"),
         ours=(*_INNER, "edges", "settings", "logs", "joints", "service", "demo"),
@@ -98,7 +105,7 @@ LAYERS: Mapping[str, Layer] = {
     "cli": Layer(
         modules=("gruard.daemon.cli*", "gruard.daemon.__main__"),
         ours=(*_INNER, "edges", "settings", "logs", "joints", "service", "demo", "cli"),
-        lazily=("training",),
+        lazily=("training", "backtest"),
         packages=("numpy", "msgspec"),
         clocks=True,
     ),
@@ -121,13 +128,15 @@ TOUCHES_FILES = frozenset({"gruard.models.weights"})
 #: Packages with one owner: pattern of the modules that may import them, besides a layer's own list.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "iotcore": ("gruard.daemon.demo.*",),
+    "matplotlib": ("gruard.daemon.backtest.chart",),
     "msgspec": ("gruard.models.weights",),
+    "optuna": ("gruard.daemon.backtest.tune",),
     "paho": ("gruard.daemon.edges.broker", "gruard.daemon.edges.connection"),
     "prometheus_client": ("gruard.daemon.edges.metrics",),
     "psutil": ("gruard.daemon.demo.*",),
     "pydantic": ("gruard.daemon.settings*",),
     "pydantic_settings": ("gruard.daemon.settings*",),
-    "rich": ("gruard.daemon.demo.*", "gruard.daemon.cli*"),
+    "rich": ("gruard.daemon.backtest.*", "gruard.daemon.demo.*", "gruard.daemon.cli*"),
 }
 
 #: Whoever imports one of these can run code that arrives as bytes.

@@ -70,6 +70,21 @@ def test_recording_broken_rows_are_counted_by_reason(tmp_path: Path) -> None:
     assert recording.refused == {"bad_time": 1, "missing_time": 1, "no_numeric_field": 1}
 
 
+def test_recording_rows_tell_what_came_of_each(tmp_path: Path) -> None:
+    """Every row comes with its line and cells, a refused one with its reason; nothing is counted."""
+    recording = open_recording(
+        written(tmp_path, 'time,a,note\n1,1,x\nsoon,2,"two\nlines"\n4,4,\n'), SOURCE, None
+    )
+    first, broken, last = recording.rows()
+    assert (first.line, broken.line, last.line) == (2, 4, 5)
+    assert broken.cells["note"] == "two\nlines"
+    assert broken.refusal is not None
+    assert broken.refusal.reason == "bad_time"
+    assert broken.readings == ()
+    assert [r.time_s for r in (*first.readings, *last.readings)] == [1.0, 4.0]
+    assert recording.refused == {}
+
+
 def test_recording_goes_through_the_sources_own_rules(tmp_path: Path) -> None:
     """Include, exclude and rename hold for a file as for live payloads."""
     source = SourceOptions("plant", "plant/{device}", time="t", exclude=("b",), rename={"a": "alpha"})

@@ -1,0 +1,1 @@
+"""`gruard backtest` and `gruard tune`: the detector on recordings, with reports."""

@@ -13,7 +13,8 @@ from gruard.models.cells import CELLS, Network, NetworkConfig
 from gruard.models.errors import ModelError
 from gruard.models.training import fit as fit_module
 from gruard.models.training.fit import FitConfig, Progress, fit
-from gruard.models.training.network import RecurrentForecaster
+from gruard.models.training.memory import delayed_recall
+from gruard.models.training.network import RecurrentForecaster, open_gates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,6 +232,56 @@ def test_carried_memory_learns_what_a_single_window_cannot_hold(monkeypatch: pyt
     assert carried.held_back_loss < 0.4 * reset.held_back_loss
 
 
+def test_open_gates_let_fit_learn_a_lag_that_it_misses_without() -> None:
+    """What showed for one row thirty rows ago is all that tells: told with a long memory, guessed without."""
+    task = delayed_recall(310, 30, seed=0, series=200)
+    config = FitConfig(
+        hidden=16,
+        window=96,
+        learning_rate=1e-2,
+        burn_in=0,
+        input_noise=0.05,
+        input_drop=0.0,
+        longest_memory=40,
+        patience=99,
+    )
+    opened = fit(*task, 230, config)
+    assert opened.held_back_loss < 0.5 * opened.zero_loss
+    as_built = fit(*task, 230, replace(config, longest_memory=None))
+    assert as_built.held_back_loss > 0.9 * as_built.zero_loss
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_open_gates_are_half_of_each_layer_and_leave_the_rest_as_built(layers: int) -> None:
+    """The opened units keep all but 1/u of their memory a row, u in [1, longest - 1]; nothing else moves."""
+    for cell, gates in (("gru", 3), ("lstm", 4)):
+        network = RecurrentForecaster(NetworkConfig(cell, 2, 10, layers, 1))
+        before = network.export()
+        open_gates(network, 100)
+        after = network.export()
+        for layer in range(layers):
+            inner, outer = (after[f"cell.bias_{side}h_l{layer}"].reshape(gates, 10) for side in "ih")
+            u = np.exp(inner[1, 5:])
+            assert ((u >= 1.0) & (u <= 99.0)).all()
+            assert len(np.unique(u)) == 5
+            assert not outer[1, 5:].any()
+            if cell == "lstm":
+                np.testing.assert_array_equal(inner[0, 5:], -inner[1, 5:])
+        moved = sum(int((before[name] != after[name]).sum()) for name in before)
+        assert moved == layers * 10 * (2 if cell == "lstm" else 1)
+
+
+def test_gates_of_a_cell_without_any_cannot_be_opened() -> None:
+    """An rnn, an mlp or too short a memory is refused by name; both sides of a bigru have gates."""
+    task = lagged(2, 200, 3)
+    for cell in ("rnn", "mlp", "transformer"):
+        with pytest.raises(ModelError, match="no gates"):
+            fit(*task, 120, replace(SMALL, cell=cell, longest_memory=50))
+    with pytest.raises(ModelError, match="too short"):
+        open_gates(RecurrentForecaster(NetworkConfig("gru", 1, 4, 1, 1)), 2)
+    assert fit(*task, 120, replace(SMALL, cell="bigru", longest_memory=50)).steps_done == SMALL.steps
+
+
 def test_gradients_longer_than_the_limit_are_clipped_and_counted() -> None:
     """With a tiny limit each step is clipped, with a huge one none; the step itself stays bounded."""
     task = lagged(6, 300, 2)
@@ -408,6 +459,7 @@ def test_fit_refuses_a_cut_outside_the_rows(cut: int) -> None:
         ("patience", 0),
         ("check_every", 0),
         ("value_inputs", -1),
+        ("longest_memory", 2),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("clip_norm", -1.0),

@@ -19,6 +19,7 @@ from torch import nn
 
 from gruard.models.errors import ModelError
 from gruard.models.training.comparators import TWO_SIDED_CELL, build
+from gruard.models.training.network import SHORTEST_MEMORY, open_gates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ class FitConfig:
     cell: str = "gru"  # any that comparators.build knows
     hidden: int = 32
     layers: int = 1
+    longest_memory: int | None = None  # rows: network.open_gates; None: gates start as torch has them
     dropout: float = 0.0  # between layers and before the readout
     learning_rate: float = 8e-3  # top of the one-cycle schedule
     weight_decay: float = 1e-3
@@ -72,7 +74,8 @@ class FitConfig:
             "check_every": 1,
             "seed": 0,
         }
-        least |= {"value_inputs": 0} if self.value_inputs is not None else {}
+        optional = {"value_inputs": 0, "longest_memory": SHORTEST_MEMORY}
+        least |= {name: number for name, number in optional.items() if getattr(self, name) is not None}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
@@ -140,15 +143,19 @@ def fit(
     weights. Sets torch to one thread; its random state is left as found.
 
     Raises:
-        ModelError: shapes do not fit, a number is not finite, or nothing is left to train or to judge on.
+        ModelError: shapes do not fit, a number is not finite, nothing is left to train or to judge on, or the
+            cell has no gates and `longest_memory` asks for open ones.
     """
     _check(inputs, targets, target_mask, held_back_from)
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         c = config
+        network = build(c.cell, inputs.shape[2], c.hidden, c.layers, targets.shape[2], c.dropout)
+        if c.longest_memory is not None:
+            open_gates(network, c.longest_memory)
         run = _Run(
-            build(c.cell, inputs.shape[2], c.hidden, c.layers, targets.shape[2], c.dropout),
+            network,
             _Rows(inputs, np.where(target_mask, targets, np.float32(0.0)), target_mask),
             _Streams(_pieces(target_mask, held_back_from, config), config),
             _Judge(inputs, targets, target_mask, held_back_from, config.huber_delta),
@@ -289,9 +296,8 @@ class _Streams:
         self._window, self._burn_in, self._look_ahead = config.window, config.burn_in, config.look_ahead
         self._random = np.random.default_rng(config.seed)
         self._deck: list[int] = []
-        self._at = np.zeros(
-            (config.streams, 4), np.int64
-        )  # series, next row, end row, rows since zero memory
+        # (S, 4): series, next row, end row, rows since zero memory
+        self._at = np.zeros((config.streams, 4), np.int64)
         for stream in range(config.streams):
             self._deal(stream, spread=True)  # else all streams would see the same phase of a piece
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gruard.models.cells import MEMORIES, NetworkConfig
+from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,8 @@ _CELL_TYPES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}  # nn.RNN's nonlin
 READOUT_START = 0.1
 #: Rows that a whole series is run at a time, to bound the memory.
 CHUNK_ROWS = 256
+#: Fewest rows that `open_gates` can spread its rates over.
+SHORTEST_MEMORY = 3
 
 
 class SequenceNetwork(nn.Module):
@@ -61,6 +64,41 @@ class SequenceNetwork(nn.Module):
     def export(self) -> dict[str, NDArray[np.float32]]:
         """Weights by name, as `gruard.models.cells.Network` takes them: copies."""
         return {name: weight.detach().numpy().copy() for name, weight in self.state_dict().items()}
+
+
+def open_gates(network: SequenceNetwork, longest: int) -> None:
+    """Let half of each layer's units start as ones that forget at rates from one row to about `longest` rows.
+
+    As torch builds them, gates stand half open: half of the memory is lost at each row, and no gradient comes
+    back from far. The bias of the gate that keeps (gru: z; lstm: f) becomes log u, u uniform in
+    [1, longest - 1], and the lstm's input gate gets its opposite (Tallec & Ollivier 2018, arXiv:1804.11188,
+    "chrono initialisation"). The other half stays as built: with all units open a gru forecast what the last
+    few readings say no better than nothing (bench/results/long_memory.json). Draws from torch's random state.
+
+    Raises:
+        ModelError: the network has no gates, or longest is below SHORTEST_MEMORY.
+    """
+    if longest < SHORTEST_MEMORY:
+        raise ModelError(
+            f"a memory of {longest} rows is too short to open gates for: {SHORTEST_MEMORY} at least"
+        )
+    gated = [module for module in network.modules() if isinstance(module, nn.GRU | nn.LSTM)]
+    if not gated:
+        raise ModelError(f"cell {network.config.cell!r} has no gates to open")
+    for cell in gated:
+        hidden, kept = cell.hidden_size, cell.hidden_size // 2
+        # torch's order of gates: gru r, z, n; lstm i, f, g, o.
+        first, keep = slice(kept, hidden), slice(hidden + kept, 2 * hidden)
+        for layer in range(cell.num_layers):
+            inner, outer = (
+                getattr(cell, f"bias_ih_l{layer}"),
+                getattr(cell, f"bias_hh_l{layer}"),
+            )  # (gates * H,)
+            with torch.no_grad():
+                inner[keep] = torch.empty(hidden - kept).uniform_(1.0, longest - 1.0).log()
+                outer[keep] = 0.0
+                if isinstance(cell, nn.LSTM):
+                    inner[first], outer[first] = -inner[keep], 0.0
 
 
 def quiet_readout(width: int, outputs: int) -> nn.Linear:

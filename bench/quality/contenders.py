@@ -57,11 +57,8 @@ def contenders(ablations: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
         _own(GRUARD, "gruard", {}),
         *(_own(name, "ablation", kwargs) for name, kwargs in ablations.items()),
     ]
-    parts = [
-        MODELS / "quality" / "controls.py",
-        *(MODELS / f"{n}.py" for n in ("evidence", "linear", "scaling")),
-    ]
-    code = (*parts, HERE / "contenders.py")
+    # The controls are built of the detector's own parts, whichever these are by now.
+    code = (*sorted(MODELS.glob("*.py")), MODELS / "quality" / "controls.py", HERE / "contenders.py")
     simple = [
         Contender(
             name,

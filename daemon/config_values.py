@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gruard.daemon.config_errors import choice_of
+from gruard.models.calibration import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,9 @@ LONGEST_S = 366 * 86_400.0
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _PERIOD_S = {"hour": 3_600.0, "day": 86_400.0, "week": 7 * 86_400.0, "month": 30 * 86_400.0}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", re.ASCII)
-_BUDGET = re.compile(r"(\d{1,6}(?:\.\d{1,6})?) per device per (hour|day|week|month)", re.ASCII)
+_BUDGET = re.compile(
+    r"(\d{1,6}(?:\.\d{1,6})?) per device per (?:(hour|day|week|month)|([1-9]\d{0,8}) readings)", re.ASCII
+)
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -40,17 +43,20 @@ def parse_duration(value: object, least_s: float = 0.0) -> float:
     return seconds
 
 
-def parse_budget(value: object) -> float:
-    """False alarms per device and second of "NUMBER per device per hour|day|week|month" (30 days)."""
+def parse_budget(value: object) -> Budget:
+    """What "NUMBER per device per hour|day|week|month" (30 days) or "... per COUNT readings" allows."""
     found = _BUDGET.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise ValueError(
-            'must read "NUMBER per device per hour", "... day", "... week" or "... month",'
-            ' such as "1 per device per week"'
+            'must read "NUMBER per device per hour", "... day", "... week", "... month" or'
+            ' "... COUNT readings", such as "1 per device per week" or "2 per device per 10000 readings"'
         )
-    if float(found[1]) == 0.0:
+    number = float(found[1])
+    if number == 0.0:
         raise ValueError("must allow more than 0 alarms: a budget of nothing would never alert")
-    return float(found[1]) / _PERIOD_S[found[2]]
+    if found[2]:
+        return Budget(per_second=number / _PERIOD_S[found[2]])
+    return Budget(per_reading=number / int(found[3]))
 
 
 def parse_listen(value: object) -> tuple[str, int]:

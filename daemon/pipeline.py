@@ -28,8 +28,8 @@ from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, StoredReadi
 from gruard.daemon.edges.trainer import IN_ALARM, MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.records import Reading
 from gruard.models import weights
-from gruard.models.enrolment import History
 from gruard.models.errors import ModelError
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -328,7 +328,7 @@ class Pipeline:
             layers=s.layers,
             dropout=s.dropout,
             seed=s.seed,
-            alarms_per_second=self.engine.options.alarms_per_second,
+            budget=self.engine.options.budget,
             max_seconds=s.max_seconds,
             nice=s.nice,
             now_s=self._wall(),

@@ -57,6 +57,8 @@ from gruard.daemon.records import SourceOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gruard.models.calibration import Budget
+
 #: Version of the schema below; a file names the one it was written for.
 CONFIG_VERSION = 1
 
@@ -259,13 +261,13 @@ class Alerts(Table):
     base: Annotated[str, AfterValidator(check_base)] = "gruard"
     """Topic below which alerts, state and status are published."""
     budget: Annotated[str, BeforeValidator(spelt(parse_budget))] = "1 per device per week"
-    """False alarms to accept: NUMBER per device per hour|day|week|month."""
+    """False alarms to accept: NUMBER per device per hour|day|week|month, or per COUNT readings."""
     update_every: Annotated[str, _duration(1)] = "60s"
     """Duration between two updates of an open alert, at least."""
 
     @property
-    def budget_per_device_s(self) -> float:
-        """False alarms per device and second; a month counts 30 days."""
+    def false_alarms(self) -> Budget:
+        """The budget as numbers; a month counts 30 days."""
         return parse_budget(self.budget)
 
     @property

@@ -17,10 +17,12 @@ import numpy as np
 
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import IN_ALARM, MODELS, TrainOutcome, TrainRequest
-from gruard.models import weights
-from gruard.models.enrolment import FIT_SHARE, History, align, blank, mean_error, normal_rows, replay
+from gruard.models import memory, weights
+from gruard.models.arena import fresh
+from gruard.models.enrolment import replay
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
+from gruard.models.history import FIT_SHARE, History, align, blank, mean_error, normal_rows
 from gruard.models.training.candidate import TrainingOptions, train
 from gruard.models.training.fit import FitConfig
 
@@ -56,7 +58,7 @@ def run_round(request: TrainRequest) -> TrainOutcome:
         max_seconds=request.max_seconds,
     )
     try:
-        options = TrainingOptions(net, request.alarms_per_second)
+        options = TrainingOptions(net, request.budget)
         candidate = train(histories, options, clock=time.monotonic)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
@@ -99,12 +101,11 @@ def _compare(histories: dict[str, History], candidate: Candidate, folder: Path, 
 
 
 def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
-    rows = blank(histories, [None] * len(histories), forecaster.state_width)
-    readings = align(rows, histories)
-    _, model = replay(rows, readings, forecaster)
+    readings = align(blank(histories, [None] * len(histories)), histories)
+    residual = replay(fresh(memory.columns(forecaster), len(histories)), readings, forecaster)[0]  # (T, N, F)
     held = slice(int(len(readings.valid) * FIT_SHARE), None)
     seen = readings.mask & normal_rows(histories, len(readings.valid))[..., None]
-    return mean_error((readings.z - model)[held], seen[held])
+    return mean_error(residual[held], seen[held])
 
 
 def _seal(request: TrainRequest, candidate: Candidate, histories: dict[str, History]) -> ModelPackage:

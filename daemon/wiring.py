@@ -37,7 +37,7 @@ def engine_options(settings: Settings) -> EngineOptions:
     """The engine's part of the configuration."""
     return EngineOptions(
         sources=source_options(settings),
-        alarms_per_second=settings.alerts.budget_per_device_s,
+        budget=settings.alerts.false_alarms,
         update_every_s=settings.alerts.update_every_s,
         most_devices=settings.limits.devices,
         instance=settings.instance,

@@ -15,7 +15,7 @@ import numpy as np
 from gruard.models.arena import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ def columns(fields: int) -> dict[str, Column]:
     }
 
 
-def start(rows: dict[str, NDArray[Any]], z: NDArray[np.float32]) -> None:
+def start(rows: MutableMapping[str, NDArray[Any]], z: NDArray[np.float32]) -> None:
     """Set the state of devices from their first reading z (B, F): all forecasts say "the same again"."""
     width = RLS_ORDER + 1
     rows["means"][:] = z[:, None]
@@ -66,7 +66,7 @@ def mix(rows: Mapping[str, NDArray[Any]], experts: NDArray[np.float32]) -> NDArr
 
 
 def learn(
-    rows: dict[str, NDArray[Any]],
+    rows: MutableMapping[str, NDArray[Any]],
     lags: NDArray[np.float32],
     experts: NDArray[np.float32],
     z: NDArray[np.float32],

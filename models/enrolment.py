@@ -3,54 +3,40 @@
 Everything that belongs to one device is fitted here and nowhere else: scaling, the per-field AR, the
 residual scales, the calibration, and the hidden state, which is warmed by running the readings through
 the live step. Rows that were in alarm teach nothing.
+
+Shapes: N devices, T rows, F fields, E lines of evidence, K scales.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gruard.models import calibration, evidence, linear, scaling
-from gruard.models.lines import (
-    BASELINE_LINES,
-    LINES,
-    MODEL_LINES,
-    Step,
-    advance,
-    begin,
-    columns,
-    lines,
-)
-from gruard.models.quantiles import quantile
+from gruard.models import alarm, baseline_lines, calibration, evidence, judge, linear, memory, onset
+from gruard.models.history import align, blank, mean_error, rows_to_use
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
     from numpy.typing import NDArray
 
+    from gruard.models.arena import Column
+    from gruard.models.calibration import Budget
     from gruard.models.forecaster import Forecaster
+    from gruard.models.history import Aligned, History
 
-#: Share of the rows that fit; the rest is held back to calibrate.
-FIT_SHARE = 0.6
-#: Share of the rows that only warm the state up.
-WARM_SHARE = 1 / 3
-#: The model may take over when its held-back error is at most this multiple of the baseline's. Not 1:
+    Floats: TypeAlias = NDArray[np.float32]
+    State: TypeAlias = dict[str, NDArray[Any]]
+
+#: The model may take over when its held-back error is at most this multiple of the baseline's. Far from 1:
 #: forecast skill does not rank detectors, and a baseline that follows every fault forecasts it well.
-MAY_LOSE = 1.25
-#: A device fitted on T rows has its alarm levels widened by 1 + UNSEEN / T: fifty readings of a machine that
-#: switches once a minute have not seen all it does, and a false alarm on the first evening is never forgiven.
+MAY_LOSE = 2.5
+#: A device that the baseline judges has its alarm level widened by 1 + UNSEEN / T after T rows: fifty
+#: readings of a machine that switches once a minute have not seen all it does, and a false alarm on the first
+#: evening is never forgiven.
 UNSEEN = 200.0
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """Recent readings of one device, oldest first."""
-
-    time_s: NDArray[np.float64]  # (T,)
-    values: NDArray[np.float64]  # (T, F) physical units, NaN = missing
-    normal: NDArray[np.bool_]  # (T,) false where the device was in alarm
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,70 +45,10 @@ class Fitted:
 
     location: NDArray[np.float64]  # (F,)
     scale: NDArray[np.float64]  # (F,)
-    median: NDArray[np.float32]  # (len(MODEL_LINES), K)
-    quantile: NDArray[np.float32]  # (len(MODEL_LINES), K)
+    median: Floats  # (E, K)
+    quantile: Floats  # (E, K)
     level: float
     skill: float
-
-
-@dataclass(frozen=True, slots=True)
-class Aligned:
-    """Readings of N devices on one axis, padded in front: arrays (T, N, ...)."""
-
-    valid: NDArray[np.bool_]  # (T, N) the device has a reading there
-    mask: NDArray[np.bool_]  # (T, N, F) and the field was seen in it
-    z: NDArray[np.float32]  # (T, N, F) sigma, filled forward
-    gap_s: NDArray[np.float64]  # (T, N) since the reading before
-
-
-def usual_gap(time_s: NDArray[np.float64]) -> float:
-    """The median time between readings in seconds; 1 where it cannot be told."""
-    gaps = np.diff(time_s)
-    gaps = gaps[gaps > 0]
-    return float(quantile(gaps, 0.5)) if len(gaps) else 1.0
-
-
-def enrol(
-    histories: Sequence[History],
-    fitted: Sequence[Fitted | None],
-    forecaster: Forecaster | None,
-    alarms_per_second: float,
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
-    """State rows (N, ...) of N devices from their histories, and the model's held-back skill (N,).
-
-    Skill is 1 - model error / baseline error, NaN without a model. Every history has at least one row.
-    """
-    rows = blank(histories, fitted, 0 if forecaster is None else forecaster.state_width)
-    readings = align(rows, histories)
-    forecasts = replay(rows, readings, forecaster)
-    skill = np.array(
-        [
-            _calibrate(rows, readings, forecasts, n, history, known, forecaster, alarms_per_second)
-            for n, (history, known) in enumerate(zip(histories, fitted, strict=True))
-        ]
-    )
-    return rows, skill
-
-
-def blank(
-    histories: Sequence[History], fitted: Sequence[Fitted | None], state_width: int
-) -> dict[str, NDArray[Any]]:
-    """Rows (N, ...) that know their scaling and clock, with nothing remembered yet."""
-    fields = histories[0].values.shape[1]
-    rows = {
-        name: np.full((len(histories), *column.shape), column.fill, column.dtype)
-        for name, column in columns(fields, state_width).items()
-    }
-    for n, (history, known) in enumerate(zip(histories, fitted, strict=True)):
-        if known is None:
-            normal = history.normal if history.normal.sum() >= linear.LAGS else slice(None)
-            rows["location"][n], rows["scale"][n] = scaling.fit(history.values[normal])
-        else:
-            rows["location"][n], rows["scale"][n] = known.location, known.scale
-        rows["usual_gap_s"][n] = usual_gap(history.time_s)
-        rows["last_time_s"][n] = history.time_s[-1]
-        rows["count"][n] = len(history.time_s)
-    return rows
 
 
 def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Fitted]:
@@ -140,144 +66,219 @@ def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) 
     }
 
 
-def align(rows: Mapping[str, NDArray[Any]], histories: Sequence[History]) -> Aligned:
-    """Bring N histories to one time axis: sigma, newest last, missing values filled forward."""
-    longest = max(len(h.time_s) for h in histories)
-    shape = (longest, len(histories), histories[0].values.shape[1])
-    valid, gap_s = np.zeros(shape[:2], bool), np.ones(shape[:2])
-    z = np.full(shape, np.nan, np.float32)
-    for n, history in enumerate(histories):
-        start = longest - len(history.time_s)
-        valid[start:, n] = True
-        z[start:, n] = scaling.to_sigma(history.values, rows["location"][n], rows["scale"][n])
-        gap_s[start + 1 :, n] = np.diff(history.time_s)
-        gap_s[start, n] = rows["usual_gap_s"][n]
-    mask = np.isfinite(z)
-    z[0] = np.where(mask[0], z[0], 0.0)
-    for t in range(1, longest):
-        z[t] = np.where(mask[t], z[t], z[t - 1])
-    return Aligned(valid, mask, z, gap_s)
+def enrol(
+    histories: Sequence[History],
+    fitted: Sequence[Fitted | None],
+    forecaster: Forecaster | None,
+    budget: Budget,
+    may_be_ready: NDArray[np.bool_],
+) -> tuple[State, NDArray[np.bool_]]:
+    """State rows (N, ...) of N devices from their histories, and of which the model is in charge (N,).
 
-
-def normal_rows(histories: Sequence[History], total: int) -> NDArray[np.bool_]:
-    """Which rows of the common axis (T, N) are readings outside an alarm."""
-    normal = np.zeros((total, len(histories)), bool)
-    for n, history in enumerate(histories):
-        normal[total - len(history.normal) :, n] = history.normal
-    return normal
-
-
-def replay(
-    rows: dict[str, NDArray[Any]], readings: Aligned, forecaster: Forecaster | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run aligned readings through the live step; `rows` ends as the state after the newest one.
-
-    Returns the forecasts of baseline and model, (T, N, F) each, in sigma.
+    Every history has at least one row. A side that is in charge of none of the devices gives no rows.
     """
-    mix, model = np.zeros_like(readings.z), np.zeros_like(readings.z)
-    before = np.zeros(readings.valid.shape[1], bool)  # (N,)
+    known = [None if one is None else (one.location, one.scale) for one in fitted]
+    state = blank(histories, known)
+    readings = align(state, histories)
+    ready = np.array([one is not None and one.skill >= 1.0 - MAY_LOSE for one in fitted]) & may_be_ready
+    unsure = np.array([one is None for one in fitted]) & may_be_ready
+    lines = mix = None
+    if forecaster is not None and (ready.any() or unsure.any()):
+        rows = _fresh(memory.columns(forecaster) | judge.columns(forecaster), len(histories))
+        lines = replay(rows, readings, forecaster)
+        state |= rows
+    if lines is None or not ready.all():
+        rows = _fresh(baseline_lines.columns(readings.z.shape[2]), len(histories))
+        mix = replay_baseline(rows, readings)
+        state |= rows
+    if lines is not None and mix is not None:
+        for n in np.flatnonzero(unsure).tolist():
+            ready[n] = held_back_skill(readings, lines[0][:, n], mix[:, n], histories[n], n) >= 1.0 - MAY_LOSE
+    state |= _fresh(alarm.columns() | onset.columns(), len(histories))
+    state |= {"level": np.zeros(len(histories), np.float32), "glow": np.zeros(len(histories), np.float32)}
+    for n, (history, one) in enumerate(zip(histories, fitted, strict=True)):
+        own = slice(len(readings.valid) - len(history.time_s), None)
+        if ready[n] and lines is not None and forecaster is not None:
+            u = _calibrate_model(state, n, lines[:, own, n], readings.mask[own, n], history, one, forecaster)
+        elif mix is not None:
+            u = _calibrate_baseline(state, n, readings.z[own, n], readings.mask[own, n], mix[own, n], history)
+            one = None  # noqa: PLW2901 -- what the trainer fixed is for the model
+        _settle(state, n, u, history, budget, one, widen=not ready[n])
+    return state, ready
+
+
+def replay(rows: State, readings: Aligned, forecaster: Forecaster) -> Floats:
+    """Run aligned readings through the live step; `rows` ends as the memory after the newest one.
+
+    Returns by line how each reading differs from its forecasts and, in the last, from the learned normal,
+    (E, T, N, F). The first rows, whose forecasts were not made from readings, differ by 0.
+    """
+    kept = ("hidden", "lags", "pending")
+    lines = np.zeros((len(forecaster.precision), *readings.z.shape), np.float32)
+
+    def step(moving: State, t: int, here: NDArray[np.int64]) -> None:
+        lines[:, t, here], _ = memory.advance(
+            moving,
+            readings.z[t, here],
+            readings.mask[t, here],
+            readings.gap_ratio[t, here],
+            readings.time_s[t, here],
+            forecaster,
+        )
+
+    _walk({name: rows[name] for name in kept}, readings, memory.begin, step)
+    age = np.cumsum(readings.valid, axis=0)  # (T, N)
+    for x, h in enumerate(forecaster.horizons):
+        lines[x, age < h + forecaster.order] = 0.0
+    return lines
+
+
+def replay_baseline(rows: State, readings: Aligned) -> Floats:
+    """Run aligned readings through the baseline's step: its mixed forecasts (T, N, F). Changes `rows`."""
+    mix = np.zeros_like(readings.z)
+
+    def step(moving: State, t: int, here: NDArray[np.int64]) -> None:
+        mix[t, here] = baseline_lines.advance(moving, readings.z[t, here], readings.mask[t, here]).mix
+
+    _walk(rows, readings, baseline_lines.begin, step)
+    return mix
+
+
+def _walk(
+    rows: State,
+    readings: Aligned,
+    begin: Callable[[MutableMapping[str, NDArray[Any]], Floats], None],
+    step: Callable[[State, int, NDArray[np.int64]], None],
+) -> None:
+    """Take the devices that have a reading through `step`, row by row; those that start through `begin`."""
     for t, valid in enumerate(readings.valid):
         here = np.flatnonzero(valid)  # (B,)
-        moving = {name: values[here] for name, values in rows.items()}
-        fresh = ~before[here]
-        if fresh.any():
+        whole = len(here) == readings.valid.shape[1]
+        moving = rows if whole else {name: values[here] for name, values in rows.items()}
+        if t == 0 or not readings.valid[t - 1, here].all():
+            fresh = np.flatnonzero(~readings.valid[t - 1, here]) if t else np.arange(len(here))
             started = {name: values[fresh] for name, values in moving.items()}
             begin(started, readings.z[t, here[fresh]])
             for name, values in started.items():
                 moving[name][fresh] = values
-        step = advance(
-            moving, readings.z[t, here], readings.mask[t, here], readings.gap_s[t, here], forecaster
-        )
-        mix[t, here], model[t, here] = step.mix, step.model
-        for name, values in moving.items():
-            rows[name][here] = values
-        before = valid
-    return mix, model
+        step(moving, t, here)
+        if not whole:
+            for name, values in moving.items():
+                rows[name][here] = values
 
 
-def _ar_forecasts(z: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def held_back_skill(readings: Aligned, residual: Floats, mix: Floats, history: History, n: int) -> float:
+    """1 - error / the baseline's, on device n's held-back rows; residual of the shortest horizon (T, F)."""
+    own = slice(len(readings.valid) - len(history.time_s), None)
+    _, held, _ = rows_to_use(history.normal)
+    z, mask = readings.z[own, n], readings.mask[own, n]
+    errors = [mean_error(r[held], mask[held]) for r in (residual[own], z - mix[own])]
+    return 1.0 - errors[0] / max(errors[1], 1e-6)
+
+
+def distance_series(lines: Floats, mask: NDArray[np.bool_], P: Floats) -> Floats:
+    """Evidence of one device along a series: lines (E, T, F), mask (T, F), P (E, F, F) -> e (T, E, K)."""
+    return smoothed(evidence.distances(lines, mask, P)[0].T)
+
+
+def smoothed(d: Floats) -> Floats:
+    """Evidence d (T, E) of one device at every scale -> (T, E, K)."""
+    return evidence.smooth_series(d[:, None], np.ones((len(d), 1), bool))[:, 0]
+
+
+def u_series(e: Floats, med: Floats, q: Floats, weights: Floats) -> Floats:
+    """u of state and onset along a series: e (T, E, K) -> (T, 2)."""
+    u = calibration.exceedance(e, med, calibration.inverse_width(med, q))
+    return calibration.combine(u.reshape(len(u), -1), weights)
+
+
+def _calibrate_model(
+    state: State,
+    n: int,
+    lines: Floats,
+    mask: NDArray[np.bool_],
+    history: History,
+    known: Fitted | None,
+    forecaster: Forecaster,
+) -> Floats:
+    """Fit what turns the model's evidence of device n into a score; its u (T, 2) so far."""
+    e = distance_series(lines, mask, forecaster.precision)
+    use, held, _ = rows_to_use(history.normal)
+    med, q = _fit_streams(e, e, use, held)
+    if known is not None:
+        # The trainer judged older rows: what the device did since, without an alarm, is normal too.
+        med, q = known.median, np.maximum(known.quantile, q)
+    newest = evidence.distances(lines[:, -16:], mask[-16:], forecaster.precision)[1]  # (E, 16, F)
+    state["evidence"][n], state["parts"][n] = e[-1], newest.mean(axis=1)
+    state["median"][n], state["inverse"][n] = med, calibration.inverse_width(med, q)
+    return u_series(e, med, q, judge.weights(len(lines)))
+
+
+def _calibrate_baseline(
+    state: State, n: int, z: Floats, mask: NDArray[np.bool_], mix: Floats, history: History
+) -> Floats:
+    """Fit what turns the baseline's evidence of device n into a score; its u (T, 2) so far."""
+    use, held, cut = rows_to_use(history.normal)
+    held_weights = linear.fit_ar(z[:cut], mask[:cut]) if cut > 2 * linear.LAGS else None
+    state["ar_weights"][n] = linear.fit_ar(z, mask)
+    ar = _ar_forecasts(z, state["ar_weights"][n])
+    ar_held = ar if held_weights is None else _ar_forecasts(z, held_weights)
+    state["mix_sigma"][n] = _sigma((z - mix)[use], mask[use])
+    state["ar_sigma"][n] = _sigma((z - ar_held)[held], mask[held])
+    sigmas = {name: state[name][n : n + 1] for name in ("mix_sigma", "ar_sigma")}
+    d, parts = baseline_lines.lines(sigmas, baseline_lines.Step(mix, ar), z, mask)  # (T, E), (T, E, F)
+    d_held = baseline_lines.lines(sigmas, baseline_lines.Step(mix, ar_held), z, mask)[0]
+    e = smoothed(d)
+    med, q = _fit_streams(e, smoothed(d_held), use, held)
+    state["base_evidence"][n], state["base_parts"][n] = e[-1], parts[-16:].mean(axis=0)
+    state["base_median"][n], state["base_inverse"][n] = med, calibration.inverse_width(med, q)
+    return u_series(e, med, q, baseline_lines.WEIGHTS)
+
+
+def _fit_streams(
+    e: Floats, e_held: Floats, use: NDArray[np.bool_], held: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Median and upper quantile of every stream (E, K), from e (T, E, K) and its honest twin."""
+    med, q = calibration.fit(e[use].reshape(use.sum(), -1), e_held[held].reshape(held.sum(), -1))
+    return med.reshape(e.shape[1:]), q.reshape(e.shape[1:])
+
+
+def _settle(
+    state: State,
+    n: int,
+    u: Floats,
+    history: History,
+    budget: Budget,
+    known: Fitted | None,
+    *,
+    widen: bool,
+) -> None:
+    """Start alarm, onset and afterglow of device n from its u (T, 2) so far."""
+    alarm.reset(state["alarm"][n])
+    alarm.settle(state["alarm"][n], u[:, 0])
+    onset.settle(state["onset_counts"][n], state["onset"][n], u[:, 1])
+    state["glow"][n] = alarm.mean_after(calibration.glowing(u[:, 0]), float(calibration.GLOW))
+    if known is not None:
+        state["level"][n] = known.level
+        return
+    _, held, _ = rows_to_use(history.normal)
+    rate = budget.rate(float(state["usual_gap_s"][n]))
+    level = calibration.alarm_level(alarm.slow_mean(u[:, 0])[held], rate, budget.least_level)
+    state["level"][n] = level * (1.0 + UNSEEN / len(u)) if widen else level
+
+
+def _fresh(columns: Mapping[str, Column], devices: int) -> State:
+    """Columns of N devices at their fill values."""
+    return {name: np.full((devices, *c.shape), c.fill, c.dtype) for name, c in columns.items()}
+
+
+def _ar_forecasts(z: Floats, weights: Floats) -> Floats:
     """AR forecasts of a whole series: z (T, F), weights (F, P) -> (T, F)."""
     every = np.broadcast_to(weights, (len(z), *weights.shape))  # (T, F, P)
     return linear.forecast_ar(linear.lagged(z, linear.LAGS), every)
 
 
-def _sigma(r: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _sigma(r: Floats, mask: NDArray[np.bool_]) -> Floats:
     """Scale of residuals r (T, F): rms of what was seen, held within +-5, plus a floor. -> (F,)."""
     squared = np.where(mask, np.square(np.clip(r, -5.0, 5.0)), 0.0).sum(axis=0)
     return np.asarray(np.sqrt(squared / np.maximum(mask.sum(axis=0), 1)) + 0.05, np.float32)
-
-
-def _calibrate(
-    rows: dict[str, NDArray[Any]],
-    readings: Aligned,
-    forecasts: tuple[NDArray[np.float32], NDArray[np.float32]],
-    n: int,
-    history: History,
-    known: Fitted | None,
-    forecaster: Forecaster | None,
-    alarms_per_second: float,
-) -> float:
-    """Fit what turns device n's evidence into a score. Returns the model's held-back skill."""
-    total = len(history.time_s)
-    own = slice(len(readings.valid) - total, None)
-    z, mask = readings.z[own, n], readings.mask[own, n]  # (T, F)
-    mix, model = forecasts[0][own, n], forecasts[1][own, n]  # (T, F)
-    use, held, cut = rows_to_use(history.normal)
-    held_weights = linear.fit_ar(z[:cut], mask[:cut]) if cut > 2 * linear.LAGS else None
-    rows["ar_weights"][n] = linear.fit_ar(z, mask)
-    ar = _ar_forecasts(z, rows["ar_weights"][n])
-    ar_held = ar if held_weights is None else _ar_forecasts(z, held_weights)
-    rows["mix_sigma"][n] = _sigma((z - mix)[use], mask[use])
-    rows["ar_sigma"][n] = _sigma((z - ar_held)[held], mask[held])
-
-    sigmas = {name: rows[name][n : n + 1] for name in ("mix_sigma", "ar_sigma")}
-    d, parts = lines(sigmas, Step(mix, ar, model, 0), z, mask, forecaster)  # (T, E), (T, E, F)
-    d_held = lines(sigmas, Step(mix, ar_held, model, 0), z, mask, forecaster)[0]
-    e, e_held = smoothed(d), smoothed(d_held)  # (T, E, K)
-    rows["evidence"][n] = e[-1]
-    rows["parts"][n] = parts[-evidence.SCALES[2] :].mean(axis=0)
-    med, q = calibration.fit(e[use].reshape(use.sum(), -1), e_held[held].reshape(held.sum(), -1))
-    rows["median"][n], rows["quantile"][n] = med.reshape(LINES, -1), q.reshape(LINES, -1)
-    skill = float("nan")
-    if forecaster is not None:
-        errors = [mean_error((z - f)[held], mask[held]) for f in (mix, model)]
-        rows["errors_mean"][n] = errors
-        skill = 1.0 - errors[1] / max(errors[0], 1e-6)
-    if known is not None:
-        model_lines = list(MODEL_LINES)
-        rows["median"][n, model_lines] = known.median
-        # The trainer judged older rows: what the device did since, without an alarm, is normal too.
-        rows["quantile"][n, model_lines] = np.maximum(known.quantile, rows["quantile"][n, model_lines])
-        skill = known.skill
-    rate = alarms_per_second * rows["usual_gap_s"][n]
-    for side, chosen in enumerate((BASELINE_LINES, MODEL_LINES)):
-        which = list(chosen)
-        u = calibration.exceedance(
-            e_held[:, which], rows["median"][n, which], rows["quantile"][n, which]
-        ).reshape(total, -1)  # (T, S)
-        level = calibration.alarm_level(calibration.combine(u[held]), rate)
-        rows["level"][n, side] = level * (1.0 + UNSEEN / total)
-    if known is not None:
-        rows["level"][n, 1] = known.level
-    return skill
-
-
-def rows_to_use(normal: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
-    """Which of T rows calibrate, which of them are held back, and where the held-back part begins."""
-    total = len(normal)
-    warm, cut = int(total * WARM_SHARE), int(total * FIT_SHARE)
-    # A device that was in alarm for nearly all of its history has no better normal than that.
-    use = normal.copy() if normal[cut:].sum() >= linear.LAGS else np.ones(total, bool)
-    held = use.copy()
-    use[:warm], held[:cut] = False, False
-    return use, held, cut
-
-
-def smoothed(d: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Evidence d (T, E) of one device at every scale -> (T, E, K)."""
-    return evidence.smooth_series(d[:, None], np.ones((len(d), 1), bool))[:, 0]
-
-
-def mean_error(r: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Mean |r| in sigma, each held within 5, over what was seen; 1 where nothing was."""
-    return float(np.abs(np.clip(r, -5.0, 5.0))[mask].mean()) if mask.any() else 1.0

@@ -1,6 +1,7 @@
-"""What a group shares: a linear forecast, a recurrent correction to it, and the two whiteners.
+"""What a group shares: linear forecasts at several horizons, a recurrent correction, and the whiteners.
 
-    forecast of z[t+1] = VAR(lags) + gate * readout(h[t]),      h[t] = cell(h[t-1], [z, mask, gap][t])
+    forecast of z[t+h] = VAR_h(z[t], z[t-1], ...) + clock_h(t+h) + gate_h * readout_h(hidden[t])
+    hidden[t] = cell(hidden[t-1], [z, mask, gap][t])
 
 The gate is 0 for a field where the correction did not help on held-back rows, so the recurrent net can
 only add. Parameters are fixed; everything that moves belongs to a device and lives in the arena.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gruard.models import linear
+from gruard.models import clock, linear
 from gruard.models.cells import Network, NetworkConfig, finite_rows, repair
 from gruard.models.errors import ModelError
 
@@ -21,10 +22,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+#: Readings ahead that are forecast. The long one still speaks of the time before a fault when the fault
+#: has long reached the newest readings.
+HORIZONS = (1, 16)
+#: A horizon is used where the history is at least so many times as long.
+HISTORY_PER_HORIZON = 12
 #: Log of (gap / usual gap) is held within +-GAP_LIMIT before it enters the cell.
 GAP_LIMIT = 3.0
 #: A correction beyond this many sigma is the net talking nonsense about an input it never saw.
 CORRECTION_LIMIT = 5.0
+
+
+def horizons_for(rows: int) -> tuple[int, ...]:
+    """The horizons that a history of so many rows can teach: the shortest one always."""
+    return tuple(h for h in HORIZONS if h == min(HORIZONS) or h * HISTORY_PER_HORIZON <= rows)
 
 
 def input_width(fields: int) -> int:
@@ -36,12 +47,18 @@ def cell_inputs(
     z: NDArray[np.float32], mask: NDArray[np.bool_], gap_ratio: NDArray[Any]
 ) -> NDArray[np.float32]:
     """[z, mask, log gap]: z and mask (..., F), gap_ratio (...,) = gap / usual gap -> (..., 2F + 1)."""
-    log_gap = np.clip(np.log(np.maximum(gap_ratio, 1e-3)), -GAP_LIMIT, GAP_LIMIT)
-    return np.concatenate([z, mask, log_gap[..., None]], axis=-1, dtype=np.float32)
+    fields = z.shape[-1]
+    inputs = np.empty((*z.shape[:-1], input_width(fields)), np.float32)
+    inputs[..., :fields], inputs[..., fields:-1] = z, mask
+    inputs[..., -1] = np.minimum(np.maximum(np.log(np.maximum(gap_ratio, 1e-3)), -GAP_LIMIT), GAP_LIMIT)
+    return inputs
 
 
 class Forecaster:
-    """The model lines of a group: built from the tensors of a model package, checked once, then fixed."""
+    """The model of a group: built from the tensors of a model package, checked once, then fixed.
+
+    Shapes: B devices, F fields, X horizons, E = X + 1 lines of evidence, P regressors, C clock columns.
+    """
 
     def __init__(self, config: NetworkConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Take the tensors of a package.
@@ -49,43 +66,76 @@ class Forecaster:
         Raises:
             ModelError: a tensor is absent, of the wrong shape, or not finite.
         """
-        fields = config.outputs
-        if config.inputs != input_width(fields):
-            raise ModelError(f"{config.inputs} cell inputs do not fit {fields} fields")
+        self.horizons = _horizons(tensors)
+        fields, odd = divmod(config.outputs, len(self.horizons))
+        if odd or config.inputs != input_width(fields):
+            raise ModelError(
+                f"{config.inputs} cell inputs and {config.outputs} outputs do not fit any number of fields"
+            )
         self.network = Network(config, {n: tensors[n] for n in config.weight_shapes() if n in tensors})
-        order = linear.var_order(fields)
-        shapes = {
-            "var.weights": (order * fields + 1, fields),
-            "gate": (fields,),
-            "residual.precision": (fields, fields),
-            "level.precision": (fields, fields),
+        width = len(self.horizons) * fields
+        self.order = linear.var_order(fields)
+        self.clock_columns = len(tensors["var.clock"]) if "var.clock" in tensors else 0
+        shapes: dict[str, tuple[int, ...]] = {
+            "var.weights": (self.order * fields + 1, width),
+            "gate": (width,),
+            "precision": (len(self.horizons) + 1, fields, fields),
         }
+        if self.clock_columns:
+            shapes["var.clock"] = (self.clock_columns, width)
         for name, shape in shapes.items():
             found = tensors.get(name)
             if found is None or found.shape != shape or not np.isfinite(found).all():
                 raise ModelError(f"tensor {name} is not a finite array of shape {shape}")
         self.fields = fields
         self.state_width = config.state_width
-        self.var_weights = tensors["var.weights"].astype(np.float32)
-        self.gate = tensors["gate"].astype(np.float32)
-        self.residual_precision = tensors["residual.precision"].astype(np.float32)
-        self.level_precision = tensors["level.precision"].astype(np.float32)
+        weights = tensors["var.weights"].astype(np.float32)
+        self._slopes, self._constant = np.ascontiguousarray(weights[:-1]), weights[-1]
+        self._clock = tensors["var.clock"].astype(np.float32) if self.clock_columns else None
+        self._gate = tensors["gate"].astype(np.float32)
+        self._heard = bool(self._gate.any())
+        self.precision = tensors["precision"].astype(np.float32)
 
-    def forecast(self, lags: NDArray[np.float32], correction: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Forecast of the next reading: lags (B, LAGS, F), correction (B, F) -> (B, F)."""
-        return linear.forecast_var(lags, self.var_weights) + correction
+    def forecast(self, lags: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Linear forecasts, without the clock: lags (B, LAGS, F) -> (B, X, F)."""
+        batch = len(lags)
+        flat = lags[:, : self.order].reshape(batch, -1)  # (B, order * F)
+        ahead = flat @ self._slopes
+        ahead += self._constant
+        return np.asarray(ahead.reshape(batch, len(self.horizons), self.fields), np.float32)
+
+    def clock_part(self, time_s: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """What the time of a reading adds to its forecasts: time_s (B,) -> (B, X, F); None: no clock."""
+        if self._clock is None:
+            return None
+        part = clock.harmonics(time_s, self.clock_columns) @ self._clock  # (B, X * F)
+        return part.reshape(len(time_s), len(self.horizons), self.fields)
 
     def remember(
         self, inputs: NDArray[np.float32], hidden: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-        """Step the cell past a reading: inputs (B, I), hidden (B, W) -> correction (B, F), hidden', resets.
+        """Step the cell past a reading: inputs (B, I), hidden (B, W) -> correction (B, X, F), hidden, resets.
 
         The state is checked before and after: a row with a number that is not finite starts again from
         zero and is counted, because one such number would stay in the memory for ever.
         """
+        shape = len(inputs), len(self.horizons), self.fields
+        if not self._heard:  # nobody listens to it anywhere: it costs nothing then
+            return np.zeros(shape, np.float32), hidden, 0
         hidden, before = repair(hidden)
         readout, moved = self.network.step(inputs, hidden)
         moved, after = repair(moved)
-        readout = np.where(finite_rows(readout)[:, None], readout, 0.0)
-        correction = np.clip(readout * self.gate, -CORRECTION_LIMIT, CORRECTION_LIMIT)
-        return correction.astype(np.float32), moved, before + after
+        if before or after:
+            readout = np.where(finite_rows(readout)[:, None], readout, 0.0)
+        correction = np.minimum(np.maximum(readout * self._gate, -CORRECTION_LIMIT), CORRECTION_LIMIT)
+        return correction.reshape(shape), moved, before + after
+
+
+def _horizons(tensors: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
+    found = tensors.get("horizons")
+    if found is None or found.ndim != 1 or not 1 <= len(found) <= 8:
+        raise ModelError("tensor horizons is not a short list of whole numbers")
+    horizons = tuple(int(h) for h in found.tolist())
+    if any(not 1 <= h <= 256 for h in horizons) or list(horizons) != sorted(set(horizons)):
+        raise ModelError(f"horizons {horizons} are not rising numbers from 1 to 256")
+    return horizons

@@ -1,43 +1,33 @@
 """The devices of one source and field set, scored together: B readings are one batched step.
 
 A device goes through four phases. Its first readings only show what is usual; then an adaptive baseline
-scores; from BASELINE_READY on it may raise alarms; and where a trained model forecasts the device's own
-held-back rows no worse, the model takes charge.
+scores; from BASELINE_READY on it may raise alarms; and once a trained model is at hand that forecasts the
+device's own held-back rows tolerably, the model takes charge.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.models import calibration, evidence, scaling
-from gruard.models.arena import Arena
-from gruard.models.enrolment import MAY_LOSE, Fitted, History, enrol
-from gruard.models.lines import (
-    BASELINE_LINES,
-    LEVEL,
-    LINES,
-    MODEL_LINES,
-    PARTS_ALPHA,
-    TAIL,
-    Step,
-    advance,
-    columns,
-    filled,
-    lines,
-    note_errors,
-)
+from gruard.models import alarm, baseline_lines, calibration, enrolment, judge, memory, onset, scaling
+from gruard.models import reasons as why
+from gruard.models.arena import Arena, Column, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from gruard.models.calibration import Budget
+    from gruard.models.enrolment import Fitted
     from gruard.models.forecaster import Forecaster
+    from gruard.models.history import History
+    from gruard.models.reasons import Reasons, Seen
+
+    Floats = NDArray[np.float32]
 
 #: Readings after which a device is scaled and the baseline scores; and may raise alarms.
 FIRST_SCORE, BASELINE_READY = 10, 50
@@ -45,6 +35,8 @@ FIRST_SCORE, BASELINE_READY = 10, 50
 ENROL_AT = (FIRST_SCORE, BASELINE_READY, 200, 400, 1000, 3000)
 #: Fewest readings on which a model may take charge of a device.
 MODEL_READY = 200
+#: The running skill looks at one reading in so many, with this share of the newest.
+SKILL_EVERY, SKILL_ALPHA = 8, np.float32(0.02)
 
 
 class Phase(IntEnum):
@@ -56,28 +48,52 @@ class Phase(IntEnum):
     READY = 3  # the model is in charge
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What B readings scored, each against forecasts made before it was seen."""
+#: Looking a member up in an enumeration costs more than comparing with it.
+_GATHERING, _LEARNING, _READY = int(Phase.GATHERING), int(Phase.LEARNING), int(Phase.READY)
 
-    score: NDArray[np.float32]  # (B,) 0..1; NaN while gathering
-    threshold: NDArray[np.float32]  # (B,) the score that opens an alarm
-    release: NDArray[np.float32]  # (B,) the score under which an alarm may end
-    phase: NDArray[np.int64]  # (B,)
-    expected: NDArray[np.float64]  # (B, F) physical units, NaN while gathering
-    deviation: NDArray[np.float64]  # (B, F) (value - expected) in the field's usual spread, NaN = missing
-    share: NDArray[np.float32]  # (B, F) who makes up the strongest line of evidence; sums to 1
-    resets: int  # hidden states that were not finite and start again
+
+class Scores:
+    """What B readings scored, each against forecasts made before it was seen. Arrays (B,)."""
+
+    __slots__ = ("_fields", "_reasons", "_seen", "alarm", "onset", "phase", "resets", "score", "threshold")
+
+    def __init__(self, batch: int, fields: int, phase: NDArray[np.int64]) -> None:
+        self.score = np.full(batch, np.nan, np.float32)  # 0..1; NaN while gathering
+        self.onset = np.zeros(batch, np.float32)  # 0..1: above 0 where something begins
+        self.threshold = np.full(batch, np.nan, np.float32)  # a score that lasts above it opens an alarm
+        self.alarm = np.zeros(batch, bool)
+        self.phase = phase
+        self.resets = 0  # hidden states that were not finite and start again
+        self._fields = fields
+        self._seen: list[tuple[NDArray[np.int64] | slice, Seen]] = []
+        self._reasons: Reasons | None = None
+
+    def note(self, where: NDArray[np.int64] | slice, seen: Seen) -> None:
+        """Keep what the readings `where` are explained by."""
+        self._seen.append((where, seen))
+
+    @property
+    def reasons(self) -> Reasons:
+        """Why, of every reading: worked out when it is first asked for."""
+        if self._reasons is None:
+            told = why.nothing(len(self.score), self._fields)
+            for where, seen in self._seen:
+                part = why.reasons(seen)
+                told.expected[where], told.deviation[where] = part.expected, part.deviation
+                told.share[where] = part.share
+            self._reasons = told
+        return self._reasons
 
 
 class GroupScorer:
     """Devices that share fields and a model. Slots are given out by `add`; all else is batched over them."""
 
-    def __init__(self, fields: int, alarms_per_second: float) -> None:
+    def __init__(self, fields: int, budget: Budget) -> None:
         self.fields = fields
         self.forecaster: Forecaster | None = None
-        self._alarms_per_second = alarms_per_second
-        self._arena = Arena(columns(fields, 0), salt="none")
+        self._budget = budget
+        self._mix = np.zeros((0, 2), np.float32)
+        self._arena = Arena(_blocks(fields, None), salt="none")
 
     def __len__(self) -> int:
         return len(self._arena)
@@ -95,6 +111,7 @@ class GroupScorer:
     def add(self, count: int = 0, last_time_s: float = 0.0) -> int:
         """A slot for a device that has shown `count` readings so far, the newest at `last_time_s`."""
         slot = self._arena.allocate()
+        alarm.reset(self._arena["alarm"][slot])
         self._arena["count"][slot] = count
         self._arena["last_time_s"][slot] = last_time_s if count else 0.0
         return slot
@@ -119,8 +136,14 @@ class GroupScorer:
         """Readings applied to the state of each slot (B,)."""
         return np.asarray(self._arena["count"][slots])
 
+    def hidden(self, slots: NDArray[np.int64]) -> Floats:
+        """The recurrent memory of each slot (B, W); W is 0 without a model."""
+        if self.forecaster is None:
+            return np.zeros((len(slots), 0), np.float32)
+        return np.asarray(self._arena["hidden"][slots])
+
     def skill(self, slots: NDArray[np.int64]) -> float:
-        """Running skill of the model in charge: 1 - its mean error / the baseline's. NaN when none is."""
+        """Running skill of the model in charge: 1 - its mean error / that of the last value. NaN without."""
         ready = slots[self._arena["phase"][slots] == Phase.READY]
         if not len(ready):
             return float("nan")
@@ -135,24 +158,91 @@ class GroupScorer:
         Slots (B,) unique; time_s (B,) event times; values (B, F) physical units, NaN = missing.
         The result does not depend on B or on the order of the devices.
         """
-        result = _nothing(len(slots), self.fields)
-        self._arena["count"][slots] += 1
-        gap_s = time_s - self._arena["last_time_s"][slots]
-        self._arena["last_time_s"][slots] = time_s
-        begun = np.flatnonzero(self._arena["phase"][slots] > Phase.GATHERING)  # (B',)
-        if not len(begun):
-            return result
-        slots, values = slots[begun], values[begun]
-        rows = self._arena.gather(slots)
-        z, mask = filled(rows, scaling.to_sigma(values, rows["location"], rows["scale"]))  # (B', F)
-        step = advance(rows, z, mask, gap_s[begun], self.forecaster)
-        d, parts = lines(rows, step, z, mask, self.forecaster)  # (B', E), (B', E, F)
-        rows["evidence"] = evidence.smooth(rows["evidence"], d)
-        rows["parts"] += PARTS_ALPHA * (parts - rows["parts"])
-        note_errors(rows, step, z, mask)
+        device = self._arena.gather(slots, "device")
+        device["count"] += 1
+        gap_s = time_s - device["last_time_s"]
+        device["last_time_s"][:] = time_s
+        phase = device["phase"].copy()
+        scores = Scores(len(slots), self.fields, phase)
+        ready = phase == _READY
+        if np.count_nonzero(ready) == len(slots):
+            self._by_model(slots, device, gap_s, time_s, values, slice(None), scores)
+            return scores
+        self._arena.scatter(slots, device)
+        for side, here in ((self._by_model, ready), (self._by_baseline, ~ready & (phase > _GATHERING))):
+            where = np.flatnonzero(here)
+            if len(where):
+                part = self._arena.gather(slots[where], "device")
+                side(slots[where], part, gap_s[where], time_s[where], values[where], where, scores)
+        return scores
+
+    def _by_model(
+        self,
+        slots: NDArray[np.int64],
+        device: Rows,
+        gap_s: NDArray[np.float64],
+        time_s: NDArray[np.float64],
+        values: NDArray[np.float64],
+        where: NDArray[np.int64] | slice,
+        scores: Scores,
+    ) -> None:
+        forecaster = self.forecaster
+        if forecaster is None:
+            raise RuntimeError("a device is ready without a model")
+        rows = self._arena.gather(slots, "model")
+        z, mask = _filled(values, device, rows["lags"])
+        due = device["count"] % SKILL_EVERY == 0
+        last = rows["lags"][:, 0].copy() if np.count_nonzero(due) else None
+        line, resets = memory.advance(rows, z, mask, gap_s / device["usual_gap_s"], time_s, forecaster)
+        scores.resets += resets
+        u, streams = judge.judge(rows, line, mask, forecaster.precision, self._mix)
+        if last is not None:
+            _note_errors(device, due, z, last, line[0])
+        parts = rows["parts"][:, :-1].copy()
         self._arena.scatter(slots, rows)
-        _judge(rows, step, z, values, mask, begun, result)
-        return replace(result, resets=step.resets)
+        self._tell(device, u, (z, mask, z - line[:1], streams[:, :-1], parts), where, scores)
+        self._arena.scatter(slots, device)
+
+    def _by_baseline(
+        self,
+        slots: NDArray[np.int64],
+        device: Rows,
+        _gap_s: NDArray[np.float64],
+        _time_s: NDArray[np.float64],
+        values: NDArray[np.float64],
+        where: NDArray[np.int64] | slice,
+        scores: Scores,
+    ) -> None:
+        rows = self._arena.gather(slots, "baseline")
+        z, mask = _filled(values, device, rows["base_lags"])
+        step = baseline_lines.advance(rows, z, mask)
+        u, streams = baseline_lines.judge(rows, step, z, mask)
+        parts = rows["base_parts"].copy()
+        forecasts = np.stack([step.mix, step.ar, np.zeros_like(z)])  # in the order of its lines
+        self._arena.scatter(slots, rows)
+        self._tell(device, u, (z, mask, forecasts, streams, parts), where, scores)
+        self._arena.scatter(slots, device)
+
+    def _tell(
+        self,
+        device: Rows,
+        u: Floats,
+        seen: tuple[Floats, NDArray[np.bool_], Floats, Floats, Floats],
+        where: NDArray[np.int64] | slice,
+        scores: Scores,
+    ) -> None:
+        """From u (B, 2) of state and onset to the scores of the readings `where`; `seen` is as in Seen."""
+        glow, state = device["glow"], u[:, 0]
+        open_, threshold = alarm.follow(device["alarm"], state, device["level"], self._budget.per_reading)
+        glow += calibration.GLOW * (calibration.glowing(state) - glow)
+        told = np.empty((3, len(u)), np.float32)
+        np.maximum(state, np.sqrt(np.sqrt(glow)), out=told[0])
+        told[1] = threshold
+        told[2] = onset.follow(device["onset_counts"], device["onset"], u[:, 1])
+        scores.score[where], scores.threshold[where], scores.onset[where] = calibration.to_score(told)
+        scores.alarm[where] = open_ & (device["phase"] >= _LEARNING)
+        location, scale = device["location"].copy(), device["scale"].copy()
+        scores.note(where, why.Seen(*seen, told[0], threshold, location, scale))
 
     def due(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the slots just scored must be enrolled on their history before their next reading."""
@@ -170,78 +260,66 @@ class GroupScorer:
         Histories end with the newest reading applied to the slot. `fitted` holds what the trainer fixed.
         """
         known = fitted if fitted is not None else [None] * len(slots)
-        rows, skill = enrol(histories, known, self.forecaster, self._alarms_per_second)
         count = self._arena["count"][slots]
-        phase = np.where(count >= BASELINE_READY, Phase.LEARNING, Phase.WARMING)
+        by_baseline = np.where(count >= BASELINE_READY, Phase.LEARNING, Phase.WARMING)
         # A device that the model was trained on was judged by the trainer, however little it has shown.
-        judged = np.array([k is not None for k in known]) | (count >= MODEL_READY)
-        allowed = judged & (skill >= 1.0 - MAY_LOSE)  # false where skill is NaN
-        rows["phase"] = np.where(allowed, Phase.READY, phase)
-        rows["count"] = count
+        may = np.array([k is not None for k in known]) | (count >= MODEL_READY)
+        rows, ready = enrolment.enrol(histories, known, self.forecaster, self._budget, may)
+        rows["phase"] = np.where(ready, Phase.READY, by_baseline)
+        rows["level"] = np.where(rows["phase"] == Phase.WARMING, np.float32(alarm.NEVER), rows["level"])
+        alarm.carry(rows["alarm"], self._arena["alarm"][slots])
         self._arena.scatter(slots, rows)
 
     def adopt(self, forecaster: Forecaster | None, model_id: str) -> None:
         """Take new weights. Every device keeps its count and must be enrolled again before it is scored."""
         old = self._arena
-        width = 0 if forecaster is None else forecaster.state_width
-        arena = Arena(columns(self.fields, width), salt=model_id)
+        arena = Arena(_blocks(self.fields, forecaster), salt=model_id)
         arena.take_places(old)
         for name in ("count", "last_time_s", "location", "scale", "usual_gap_s"):
-            arena[name][:] = old[name]
+            arena[name][: old.capacity] = old[name]
+        # What only the baseline found alarming is the model's to judge anew.
+        alarm.reset(arena["alarm"])
+        ready = np.flatnonzero(old["phase"] == Phase.READY)
+        arena["alarm"][ready] = old["alarm"][ready]
         self.forecaster, self._arena = forecaster, arena
+        if forecaster is not None:
+            self._mix = judge.weights(len(forecaster.precision))
 
 
-def _nothing(batch: int, fields: int) -> Scores:
-    return Scores(
-        score=np.full(batch, np.nan, np.float32),
-        threshold=np.full(batch, np.nan, np.float32),
-        release=np.full(batch, np.nan, np.float32),
-        phase=np.full(batch, Phase.GATHERING, np.int64),
-        expected=np.full((batch, fields), np.nan),
-        deviation=np.full((batch, fields), np.nan),
-        share=np.full((batch, fields), 1.0 / fields, np.float32),
-        resets=0,
-    )
+def _blocks(fields: int, forecaster: Forecaster | None) -> dict[str, Mapping[str, Column]]:
+    """What a device carries: always, for the baseline, and for the model when there is one."""
+    blocks: dict[str, Mapping[str, Column]] = {
+        "device": {
+            "count": Column((), "i8"),  # readings applied to the state
+            "phase": Column((), "i8"),
+            "last_time_s": Column((), "f8"),
+            "usual_gap_s": Column((), "f8", 1.0),
+            "location": Column((fields,), "f8"),  # m: physical units
+            "scale": Column((fields,), "f8", 1.0),  # s
+            "level": Column((), fill=calibration.LEVEL_HIGH),  # m that raises an alarm
+            "glow": Column(()),  # running mean of u^4
+            "errors_mean": Column((2,), fill=1.0),  # running |residual|: last value, model
+            **alarm.columns(),
+            **onset.columns(),
+        },
+        "baseline": baseline_lines.columns(fields),
+    }
+    if forecaster is not None:
+        blocks["model"] = memory.columns(forecaster) | judge.columns(forecaster)
+    return blocks
 
 
-def _judge(
-    rows: dict[str, NDArray[Any]],
-    step: Step,
-    z: NDArray[np.float32],
-    values: NDArray[np.float64],
-    mask: NDArray[np.bool_],
-    begun: NDArray[np.int64],
-    result: Scores,
-) -> None:
-    """Turn smoothed evidence into scores and reasons, written into `result` at the rows `begun`."""
-    u = calibration.exceedance(rows["evidence"], rows["median"], rows["quantile"])  # (B', E, K)
-    ready = rows["phase"] == Phase.READY  # (B',)
-    sides = [list(BASELINE_LINES), list(MODEL_LINES)]
-    combined = [calibration.combine(u[:, side].reshape(len(u), -1)) for side in sides]
-    total = np.where(ready, combined[1], combined[0])  # (B',)
-    level = np.where(ready, rows["level"][:, 1], rows["level"][:, 0])
-    strongest = u.max(axis=2)  # (B', E)
-    silent = np.ones((2, LINES), bool)  # lines that do not speak: baseline in charge, model in charge
-    silent[0, sides[0]] = silent[1, sides[1]] = False
-    strongest[silent[ready.astype(int)]] = -1.0
-    line = strongest.argmax(axis=1)  # (B',)
+def _filled(values: NDArray[np.float64], device: Rows, lags: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Physical units (B, F), NaN = missing -> sigma, where missing values take the last one seen; mask."""
+    z = scaling.to_sigma(values, device["location"], device["scale"])
+    mask = np.isfinite(z)
+    if np.count_nonzero(mask) == mask.size:
+        return z, mask
+    return np.where(mask, z, lags[:, 0]), mask
 
-    parts = rows["parts"][np.arange(len(line)), line] + 1e-9  # (B', F)
-    share = parts / parts.sum(axis=1, keepdims=True)
 
-    # Forecasts follow a fault within a few readings and then call it expected. While the score is high,
-    # what was expected is the forecast or the learned normal (0), whichever the reading is further from.
-    expected = np.where(ready[:, None], step.model, step.mix)  # (B', F) sigma
-    expected = np.where((line == TAIL)[:, None], step.ar, expected)
-    surprise = (share * np.abs(z - expected)).sum(axis=1)
-    follows = (total > level * calibration.FALL) & (surprise < (share * np.abs(z)).sum(axis=1))
-    expected = np.where((follows | (line == LEVEL))[:, None], 0.0, expected)
-    units = scaling.to_units(expected, rows["location"], rows["scale"])
-
-    result.score[begun] = calibration.to_score(total)
-    result.threshold[begun] = calibration.to_score(level)
-    result.release[begun] = calibration.to_score(level * calibration.FALL)
-    result.phase[begun] = rows["phase"]
-    result.expected[begun] = units
-    result.deviation[begun] = np.where(mask, (values - units) / rows["scale"], np.nan)
-    result.share[begun] = share
+def _note_errors(device: Rows, due: NDArray[np.bool_], z: Floats, last: Floats, residual: Floats) -> None:
+    """Move the running forecast errors (B, 2) of the last value and the model past some readings (B, F)."""
+    found = np.stack([np.abs(z - last).mean(axis=1), np.abs(residual).mean(axis=1)], axis=1)
+    errors = device["errors_mean"]
+    errors += np.where(due[:, None], SKILL_ALPHA, np.float32(0.0)) * (np.minimum(found, 5.0) - errors)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.models.detector import LEAST_WARMUP
-from gruard.models.enrolment import History, fitted_devices
-from gruard.models.forecaster import Forecaster
+from gruard.models.detector import LEAST_WARMUP, train_inline
 from gruard.models.group import ENROL_AT, GroupScorer, Phase
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from gruard.models.detector import DetectorConfig
     from gruard.models.group import Scores
-    from gruard.models.training.candidate import Candidate
 
 #: Rows between two calls of `progress`.
 TELL_EVERY = 100
@@ -36,7 +34,7 @@ class SeriesScores:
 
     value: NDArray[np.float32]  # (T,) 0..1, higher = more anomalous; 0 while gathering
     threshold: NDArray[np.float32]  # (T,) the score that opens an alarm; 1 while gathering
-    release: NDArray[np.float32]  # (T,) the score under which an alarm may end; 1 while gathering
+    onset: NDArray[np.float32]  # (T,) 0..1, above 0 where something begins
     ready: NDArray[np.bool_]  # (T,) there is a model, and it or the calibrated baseline is in charge
     alarm: NDArray[np.bool_]  # (T,) above the false-alarm budget's threshold, with hysteresis
     expected: NDArray[np.float32]  # (T, F) physical units; NaN while gathering
@@ -65,27 +63,23 @@ def score_series(
         raise ValueError(f"devices of one network have one set of fields, not {len(widths)}")
     if warmup < LEAST_WARMUP:
         raise ValueError(f"warmup must be at least {LEAST_WARMUP} readings, not {warmup}")
-    alarms_per_second = config.alarms_per_week / (7 * 86_400)
-    group = GroupScorer(widths.pop(), alarms_per_second)
+    group = GroupScorer(widths.pop(), config.budget)
     slots = np.array([group.add() for _ in histories])
     lengths = np.array([len(history.time_s) for history in histories])
     results = [_nothing(history) for history in histories]
-    alarm = np.zeros(len(slots), bool)  # (N,) as of the newest reading
     done = 0
     for row in range(int(lengths.max())):
         if stop is not None and stop():
             return [_cut(own, row) for own in results]
         here = np.flatnonzero(lengths > row).tolist()  # B devices
         if row == warmup:
-            _train(group, slots, histories, warmup, config, alarms_per_second)
-            alarm[:] = False
+            taught = [n for n in range(len(histories)) if lengths[n] >= warmup]
+            heads = [_head(histories[n], warmup, results[n].alarm) for n in taught]
+            train_inline(group, slots[taught], heads, config)
         time_s = np.array([histories[n].time_s[row] for n in here])
         scores = group.score(slots[here], time_s, np.array([histories[n].values[row] for n in here]))
-        level = np.where(alarm[here], scores.release, scores.threshold)  # (B,)
-        alarm[here] = (scores.phase >= Phase.LEARNING) & (scores.score >= level)
         for b, n in enumerate(here):
             _note(results[n], row, scores, b, trained=group.forecaster is not None)
-            results[n].alarm[row] = alarm[n]
         if row + 1 in ENROL_AT and row + 1 < warmup:
             group.enrol(slots[here], [_head(histories[n], row + 1, results[n].alarm) for n in here])
         done += len(here)
@@ -99,7 +93,7 @@ def _nothing(history: History) -> SeriesScores:
     return SeriesScores(
         value=np.zeros(rows, np.float32),
         threshold=np.ones(rows, np.float32),
-        release=np.ones(rows, np.float32),
+        onset=np.zeros(rows, np.float32),
         ready=np.zeros(rows, bool),
         alarm=np.zeros(rows, bool),
         expected=np.full((rows, width), np.nan, np.float32),
@@ -114,47 +108,14 @@ def _cut(own: SeriesScores, rows: int) -> SeriesScores:
 
 def _note(own: SeriesScores, row: int, scores: Scores, b: int, *, trained: bool) -> None:
     """Write down what entry b of a batch scored at `row`."""
-    own.expected[row], own.share[row] = scores.expected[b], scores.share[b]
+    own.expected[row], own.share[row] = scores.reasons.expected[b], scores.reasons.share[b]
+    own.alarm[row], own.onset[row] = scores.alarm[b], scores.onset[b]
     own.ready[row] = trained and scores.phase[b] >= Phase.LEARNING
     if scores.phase[b] != Phase.GATHERING:
         own.value[row] = scores.score[b]
-        own.threshold[row], own.release[row] = scores.threshold[b], scores.release[b]
+        own.threshold[row] = scores.threshold[b]
 
 
 def _head(history: History, rows: int, alarm: NDArray[np.bool_]) -> History:
     """The first rows of a history, without what was in alarm."""
     return History(history.time_s[:rows], history.values[:rows], ~alarm[:rows])
-
-
-def _train(
-    group: GroupScorer,
-    slots: NDArray[np.int64],
-    histories: Sequence[History],
-    warmup: int,
-    config: DetectorConfig,
-    alarms_per_second: float,
-) -> None:
-    """Train on the first `warmup` rows and put the model in charge."""
-    # The caller says the warm-up is mostly normal; the baseline's own alarms do not overrule that.
-    heads = [_head(history, warmup, np.zeros(warmup, bool)) for history in histories]
-    taught = {f"{n:08d}": head for n, head in enumerate(heads) if len(head.time_s) == warmup}
-    candidate = _candidate(taught, config, alarms_per_second)
-    group.adopt(Forecaster(candidate.config, candidate.tensors), "lockstep")
-    fitted = fitted_devices(candidate.devices, candidate.tensors)
-    there = [int(name) for name in taught]
-    group.enrol(slots[there], list(taught.values()), [fitted.get(name) for name in taught])
-
-
-def _candidate(taught: dict[str, History], config: DetectorConfig, alarms_per_second: float) -> Candidate:
-    # Imported here only: whoever does not reach the end of a warm-up never pays for torch.
-    from gruard.models.training.candidate import TrainingOptions, train  # noqa: PLC0415 - see above
-    from gruard.models.training.fit import FitConfig  # noqa: PLC0415 - see above
-
-    net = FitConfig(
-        cell=config.cell,
-        hidden=config.hidden,
-        layers=config.layers,
-        dropout=config.dropout,
-        seed=config.seed,
-    )
-    return train(taught, TrainingOptions(net, alarms_per_second))

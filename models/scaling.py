@@ -28,6 +28,8 @@ IQR_SIGMA = 1.349
 RARE, FAR = 0.01, 10.0
 #: Scale, as a share of its value, of a field that has never moved: how far it may is not known.
 STILL = 0.02
+#: Least scale where all fields of a device lie within +-1: flags and shares of a whole, 2 % of it is little.
+UNIT_SCALE = 0.02
 
 
 def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -51,6 +53,8 @@ def fit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
     s = np.maximum(s, 0.02 * spread)
     s = np.maximum(s, 1e-3 * (np.abs(m) + 1e-3) + 1e-6)
     s = np.where(spread > 0, s, np.maximum(s, STILL * np.abs(m)))
+    if x.shape[1] > 1 and np.nanmax(np.abs(x)) <= 1.0:
+        s = np.maximum(s, UNIT_SCALE)
     return np.where(seen, m, 0.0), np.where(seen, s, 1.0)
 
 
@@ -58,6 +62,8 @@ def to_sigma(x: NDArray[Any], m: NDArray[Any], s: NDArray[Any]) -> NDArray[np.fl
     """Physical units -> z, same shape, float32. NaN stays NaN."""
     z = (x - m) / s
     size = np.abs(z)
+    if not np.count_nonzero(size > LINEAR):
+        return np.asarray(z, np.float32)
     beyond = np.sign(z) * (LINEAR + np.log1p(np.maximum(size - LINEAR, 0.0)))
     return np.asarray(np.where(size > LINEAR, beyond, z), np.float32)
 

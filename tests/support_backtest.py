@@ -15,7 +15,7 @@ from gruard.daemon.backtest.measures import measure, total
 from gruard.daemon.backtest.report import Report
 from gruard.daemon.backtest.run import Finished
 from gruard.daemon.backtest.series import Series, StoredAlert
-from gruard.models.enrolment import History
+from gruard.models.history import History
 from gruard.models.lockstep import SeriesScores
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def series(
 
 
 def scores(one: Series, high: Sequence[tuple[int, int]], warmup: int = 100) -> SeriesScores:
-    """Scores of 0.9 in the given rows (both inclusive) and 0.2 elsewhere; alerts open at 0.6, end at 0.4."""
+    """Scores of 0.9 and an alarm in the given rows (both inclusive), 0.2 and none elsewhere."""
     rows = one.rows
     value = np.full(rows, 0.2, np.float32)
     for first, last in high:
@@ -54,7 +54,7 @@ def scores(one: Series, high: Sequence[tuple[int, int]], warmup: int = 100) -> S
     return SeriesScores(
         value=value,
         threshold=np.full(rows, 0.6, np.float32),
-        release=np.full(rows, 0.4, np.float32),
+        onset=np.zeros(rows, np.float32),
         ready=np.arange(rows) >= warmup,
         alarm=value >= 0.6,
         expected=np.full((rows, 2), 20.0, np.float32),

@@ -9,14 +9,15 @@ import numpy as np
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import EnrolDue, Event, Scored
 from gruard.daemon.records import Reading, SourceOptions
-from gruard.models.enrolment import History
+from gruard.models.calibration import Budget
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SOURCE = SourceOptions("plant", "plant/{device}", time="ts")
-#: One false alarm per device and week.
-BUDGET = 1 / 604_800
+#: One false alarm per device and week, at most.
+BUDGET = Budget()
 
 
 def plant_rows(n: int, seed: int = 0, fields: int = 3) -> np.ndarray:

@@ -4,18 +4,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gruard.models import weights
+import numpy as np
+
+from gruard.models import linear, weights
+from gruard.models.calibration import Budget
+from gruard.models.cells import NetworkConfig
+from gruard.models.forecaster import HORIZONS, Forecaster, input_width
 from gruard.models.training.candidate import TrainingOptions, train
 from gruard.models.training.fit import FitConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gruard.models.enrolment import History
+    from numpy.typing import NDArray
+
+    from gruard.models.history import History
     from gruard.models.training.candidate import Candidate
     from gruard.models.weights import ModelPackage
 
-BUDGET = 1 / 604_800
+BUDGET = Budget()
+
+
+def random_forecaster(
+    fields: int = 3,
+    *,
+    horizons: tuple[int, ...] = HORIZONS,
+    clock_columns: int = 0,
+    gate: float = 0.3,
+    cell: str = "gru",
+) -> Forecaster:
+    """A forecaster that nobody trained: every part of it says something, and nothing blows up."""
+    return Forecaster(*random_tensors(fields, horizons, clock_columns, gate, cell))
+
+
+def random_tensors(
+    fields: int = 3,
+    horizons: tuple[int, ...] = HORIZONS,
+    clock_columns: int = 0,
+    gate: float = 0.3,
+    cell: str = "gru",
+) -> tuple[NetworkConfig, dict[str, NDArray[np.generic]]]:
+    """What `random_forecaster` is made of."""
+    rng = np.random.default_rng(0)
+
+    def some(*shape: int) -> NDArray[np.generic]:
+        return (0.2 * rng.standard_normal(shape)).astype(np.float32)
+
+    width = len(horizons) * fields
+    last_value = np.zeros((linear.var_order(fields) * fields + 1, width), np.float32)
+    last_value[:fields] = np.tile(0.9 * np.eye(fields), len(horizons))
+    config = NetworkConfig(cell, input_width(fields), 8, 1, width)
+    tensors: dict[str, NDArray[np.generic]] = {
+        **{name: some(*shape) for name, shape in config.weight_shapes().items()},
+        "horizons": np.array(horizons, np.int64),
+        "var.weights": last_value + some(*last_value.shape) / 4,
+        "gate": np.full(width, gate, np.float32),
+        "precision": np.tile(np.eye(fields, dtype=np.float32), (len(horizons) + 1, 1, 1)),
+    }
+    if clock_columns:
+        tensors["var.clock"] = some(clock_columns, width)
+    return config, tensors
 
 
 def quick_candidate(histories: Mapping[str, History], **fit: object) -> Candidate:

@@ -15,7 +15,7 @@ from gruard.daemon.backtest.envelope import MOST_STRETCHES, cut, draw, envelope,
 from gruard.daemon.backtest.measures import total
 from gruard.daemon.backtest.run import Batch, Options, plan, run, warmup_rows
 from gruard.models import DetectorConfig
-from gruard.models.enrolment import History
+from gruard.models.history import History
 
 OPTIONS = Options(DetectorConfig(hidden=8))
 
@@ -24,20 +24,17 @@ OPTIONS = Options(DetectorConfig(hidden=8))
 
 
 def test_raise_alerts_follows_the_daemons_table() -> None:
-    """Two readings in a row open, five below the release score end; a single wild one does nothing."""
+    """An alert is open exactly while the device is in alarm, whatever its score does meanwhile."""
     one = series(300)
-    raised = raise_alerts(one, scores(one, [(120, 120), (150, 160), (290, 299)]), 60.0)
-    assert [(a.first, a.last, a.ended) for a in raised] == [(151, 164, True), (291, 299, False)]
+    own = scores(one, [(150, 160), (290, 299)])
+    own.value[120:130] = 0.9  # high, and not in alarm
+    own.value[155:158] = 0.1  # low, and still in alarm
+    raised = raise_alerts(one, own, 60.0)
+    assert [(a.first, a.last, a.ended) for a in raised] == [(150, 160, True), (290, 299, False)]
     assert raised[0].peak == pytest.approx(0.9)
     assert raised[0].shares == (("pressure", 0.75), ("flow", 0.25))
     assert raised[0].message.startswith("pump-1 behaves unusually: pressure is ")
-    assert rows_open(raised, 300).sum() == 14 + 9
-
-
-def test_raise_alerts_first_readings_raise_nothing() -> None:
-    """Before fifty readings a device has a score and no alert, as live."""
-    one = series(300)
-    assert [a.first for a in raise_alerts(one, scores(one, [(10, 30), (48, 60)]), 60.0)] == [51]
+    np.testing.assert_array_equal(rows_open(raised, 300), own.alarm)
 
 
 def test_raise_alerts_severity_is_the_worst_it_came_to() -> None:
@@ -59,14 +56,14 @@ def test_measure_counts_events_delays_and_false_episodes() -> None:
     """An alert in an event finds it; one elsewhere is false, per 10,000 readings and per week of time."""
     one = finished(series(400, labels=[(20, 40), (150, 170), (300, 320)]), [(153, 160), (240, 250)])
     outcome = one.measured.outcome
-    assert (outcome.events, outcome.hit, outcome.false_episodes, outcome.delays) == (2, 1, 1, (4,))
+    assert (outcome.events, outcome.hit, outcome.false_episodes, outcome.delays) == (2, 1, 1, (3,))
     quiet = 300 - 2 * (21 + 30)
     assert outcome.quiet_rows == quiet
     assert outcome.false_per_10k == pytest.approx(1e4 / quiet)
     assert one.measured.per_week == pytest.approx(604_800 / (10 * quiet))
     early, hit, missed = one.measured.events
     assert (early.judged, hit.judged, missed.judged) == (False, True, True)
-    assert (hit.alert, hit.delay, hit.delay_s) == (0, 4, 40.0)
+    assert (hit.alert, hit.delay, hit.delay_s) == (0, 3, 30.0)
     assert hit.shares[0] == ("pressure", 0.75)
     assert (missed.alert, missed.delay, missed.delay_s) == (None, None, None)
 
@@ -115,7 +112,7 @@ def test_total_pools_the_labelled_series() -> None:
     whole = total([(one.series, one.measured) for one in (a, b, c)])
     assert whole.labelled
     assert (whole.outcome.events, whole.outcome.hit, whole.outcome.false_episodes) == (2, 1, 1)
-    assert whole.delays_s == (30.0,)
+    assert whole.delays_s == (20.0,)
     middle = (a.measured.rankings["gruard"].vus_pr + b.measured.rankings["gruard"].vus_pr) / 2
     assert whole.rankings["gruard"].vus_pr == pytest.approx(middle)
     alone = total([(c.series, c.measured)])
@@ -186,8 +183,8 @@ def test_plan_puts_devices_of_the_same_fields_together_when_asked() -> None:
 
 def labelled(rows: int = 340) -> Batch:
     values = plant_rows(rows, fields=2)
-    values[260:300, 1] += 12.0
-    one = series(rows, labels=[(260, 299)])
+    values[-60:, 1] += 12.0
+    one = series(rows, labels=[(rows - 60, rows - 1)])
     history = History(one.history.time_s, values, np.ones(rows, bool))
     return Batch((replace(one, history=history),), 200)
 
@@ -211,10 +208,10 @@ def test_run_stopped_ends_the_series_where_it_stands() -> None:
         rows[0] += 1
         return rows[0] > limit
 
-    (one,) = run(labelled(), OPTIONS, 100, lambda _: None, lambda: stop_after(290))
-    assert (one.series.rows, one.left) == (290, 50)
+    (one,) = run(labelled(), OPTIONS, 100, lambda _: None, lambda: stop_after(310))
+    assert (one.series.rows, one.left) == (310, 30)
     assert one.series.labels is not None
-    assert len(one.series.labels) == 290
+    assert len(one.series.labels) == 310
     assert one.measured.outcome.hit == 1
     assert one.measured.rankings == {}
     rows[0] = 0

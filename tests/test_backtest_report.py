@@ -41,11 +41,11 @@ def test_json_tells_all_of_it_with_finite_numbers() -> None:
     assert told["causal"] is True
     whole = told["total"]
     assert (whole["events"], whole["events_found"], whole["false_episodes"]) == (2, 1, 1)
-    assert whole["median_delay_readings"] == 4
-    assert whole["median_delay_s"] == 40
+    assert whole["median_delay_readings"] == 3
+    assert whole["median_delay_s"] == 30
     assert {"vus_pr", "vus_pr_in_sample", "auc_pr", "auc_pr_in_sample"} < set(whole["rankings"]["gruard"])
     first, second = told["devices"]
-    assert first["alerts"][0]["opened_at"] == "2023-11-14T22:39:00.000Z"
+    assert first["alerts"][0]["opened_at"] == "2023-11-14T22:38:50.000Z"
     assert first["alerts"][0]["top_fields"][0] == {"field": "pressure", "share": 0.75}
     assert [e["found"] for e in first["events"]] == [True, False]
     assert first["rows"]["f1_always_on"] == pytest.approx(2 * 42 / (300 + 42), abs=1e-3)
@@ -67,7 +67,7 @@ def test_json_without_time_has_no_times() -> None:
     (device,) = told["devices"]
     assert device["first_at"] is None
     assert device["alerts"][0]["opened_at"] is None
-    assert device["alerts"][0]["opened_row"] == 151
+    assert device["alerts"][0]["opened_row"] == 150
     assert told["total"]["alert_episodes_per_device_week"] is None
 
 
@@ -79,7 +79,7 @@ def test_headline_claims_nothing_that_is_not_known() -> None:
     with_labels = dict(wording.headline(usual()))
     assert with_labels["devices"] == "2, 1 of them with labels"
     assert with_labels["events found"] == "1 of 2"
-    assert with_labels["median delay"] == "4 readings (40 s)"
+    assert with_labels["median delay"] == "3 readings (30 s)"
     assert with_labels["false episodes"].startswith("1: ")
     without = dict(wording.headline(report(finished(series(400), [(150, 160)]))))
     assert "events found" not in without
@@ -91,7 +91,7 @@ def test_row_by_row_stands_beside_an_alarm_that_never_ends() -> None:
     one = finished(series(400, labels=[(150, 249)]), [(102, 399)])
     told = wording.row_by_row(one.measured)
     assert "F1 0.50 (an alarm that never ends: 0.50)" in told
-    assert "in alarm for 98.5% of the normal readings, silent for 0.0% of the others" in told
+    assert "in alarm for 99.0% of the normal readings, silent for 0.0% of the others" in told
     assert wording.row_by_row(finished(series(400), []).measured) == ""
 
 
@@ -247,7 +247,7 @@ def test_terminal_summary_has_the_numbers_that_count() -> None:
     text = shown(usual())
     for told in (
         "1 of 2",
-        "4 readings (40 s)",
+        "3 readings (30 s)",
         "random (floor)",
         "pump-2",
         "not judged: pump-9",

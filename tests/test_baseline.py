@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from gruard.models import baseline, linear
-from gruard.models.lines import columns
+from gruard.models.baseline_lines import columns
 
 
 def run(z: np.ndarray, mask: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Forecasts of a series z (T, F) by one device, each made before its row."""
     fields = z.shape[1]
-    rows = {n: np.full((1, *c.shape), c.fill, c.dtype) for n, c in columns(fields, 0).items()}
+    rows = {n: np.full((1, *c.shape), c.fill, c.dtype) for n, c in columns(fields).items()}
     z = z.astype(np.float32)
     baseline.start(rows, z[:1])
     lags = np.repeat(z[None, :1], linear.LAGS, axis=1)

@@ -7,9 +7,13 @@ import pytest
 from support_engine import plant_rows
 from support_models import quick_candidate
 
+from gruard.models import memory
+from gruard.models.arena import fresh
 from gruard.models.calibration import LEVEL_HIGH, LEVEL_LOW
-from gruard.models.enrolment import History, fitted_devices
+from gruard.models.enrolment import fitted_devices, replay
 from gruard.models.errors import ModelError
+from gruard.models.forecaster import Forecaster
+from gruard.models.history import History, align, blank
 
 
 def history(n: int, seed: int = 0, scale: float = 1.0) -> History:
@@ -35,11 +39,19 @@ def test_train_gate_is_between_nothing_and_everything() -> None:
     assert np.isfinite(candidate.tensors["gate"]).all()
 
 
-def test_train_net_that_cannot_help_is_gated_out() -> None:
-    """On independent noise there is nothing to correct: the gate stays nearly shut."""
+def test_train_net_that_cannot_help_says_next_to_nothing() -> None:
+    """On independent noise there is nothing to correct: with the net or without, forecasts are the same."""
     rows = np.random.default_rng(0).standard_normal((500, 2))
     noise = History(np.arange(500.0), rows, np.ones(500, bool))
-    assert quick_candidate({"d": noise}).report["gate_mean"] == 0.0
+    candidate = quick_candidate({"d": noise})
+    shut = candidate.tensors | {"gate": np.zeros_like(candidate.tensors["gate"])}
+    readings = align(blank([noise], [None]), [noise])
+    heard, plain = (
+        replay(fresh(memory.columns(model), 1), readings, model)
+        for model in (Forecaster(candidate.config, t) for t in (candidate.tensors, shut))
+    )
+    assert np.sqrt(np.square(heard - plain).mean()) < 0.1  # sigma
+    assert np.square(heard[0]).mean() < 1.01 * np.square(plain[0]).mean()
 
 
 def test_train_is_deterministic() -> None:

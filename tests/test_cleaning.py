@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gruard.models.enrolment import History
 from gruard.models.errors import ModelError
+from gruard.models.history import History
 from gruard.models.training import cleaning
 from gruard.models.training.cleaning import FEWEST_ROWS, PIECE_ROWS, abnormal_rows
 

@@ -54,7 +54,56 @@ def test_parse_duration_keeps_both_bounds() -> None:
 )
 def test_parse_budget_gives_alarms_per_second(text: str, period_s: float) -> None:
     """A budget is a rate: its inverse is the mean time between two false alarms of a device."""
-    assert 1 / parse_budget(text) == pytest.approx(period_s)
+    assert 1 / parse_budget(text).per_second == pytest.approx(period_s)
+    assert parse_budget(text).per_reading is None
+
+
+@pytest.mark.parametrize(
+    ("text", "readings"),
+    [
+        ("1 per device per 10000 readings", 10_000),
+        ("10 per device per 10000 readings", 1000),
+        ("0.5 per device per 200 readings", 400),
+        ("1 per device per 1 readings", 1),
+    ],
+)
+def test_parse_budget_per_readings_gives_alarms_per_reading(text: str, readings: float) -> None:
+    """A budget that is counted in readings does not depend on how often a device reports."""
+    budget = parse_budget(text)
+    assert budget.rate(1.0) == budget.rate(60.0) == pytest.approx(1 / readings)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "1 per week",
+        "1 per device per year",
+        "1 per device per 0 readings",
+        "1 per device per 010 readings",
+        "1 per device per 1.5 readings",
+        "1 per device per readings",
+        "1 per device per 10000 reading",
+        "1 per device per 10000",
+        "1 per device per 9999999999 readings",
+        "-1 per device per week",
+        "1e3 per device per week",
+        "1 per device per week\n",
+        1,
+        None,
+    ],
+)
+def test_parse_budget_refuses_what_is_no_budget(value: object) -> None:
+    """Anything else is refused with the forms that are known."""
+    with pytest.raises(ValueError, match='must read "NUMBER per device per hour"'):
+        parse_budget(value)
+
+
+@pytest.mark.parametrize("text", ["0 per device per week", "0.0 per device per 100 readings"])
+def test_parse_budget_of_nothing_is_refused(text: str) -> None:
+    """No alarms at all is no detector."""
+    with pytest.raises(ValueError, match="more than 0 alarms"):
+        parse_budget(text)
 
 
 @pytest.mark.parametrize(

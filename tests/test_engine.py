@@ -60,14 +60,14 @@ def test_receive_fault_opens_one_explained_alert_and_resolves() -> None:
     alerts = [e for e in events if isinstance(e, Alert)]
     assert [a.state for a in alerts if a.state != "updated"] == ["opened", "resolved"]
     opened, resolved = alerts[0], alerts[-1]
-    assert 1300 <= opened.time_s <= 1304
+    assert 1301 <= opened.time_s <= 1315  # not at the first reading, which may be the wire alone
     assert opened.contributions[0][0] == "f0"
     assert sum(share for _, share in opened.contributions) == pytest.approx(1)
     assert opened.value["f0"] == pytest.approx(rows[int(opened.time_s - 1000), 0])
     assert opened.expected["f0"] == pytest.approx(20, abs=6)
     assert opened.model == BASELINE
     assert {a.id for a in alerts} == {opened.id}
-    assert resolved.time_s > 1340
+    assert 1340 < resolved.time_s < 1400
 
 
 def test_receive_healthy_devices_raise_no_alert() -> None:

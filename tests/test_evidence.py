@@ -13,50 +13,64 @@ def normal_rows(n: int = 4000, fields: int = 3) -> np.ndarray:
     return (rng.standard_normal((n, fields)) @ mixing).astype(np.float32)
 
 
-def test_distance_breaks_of_the_usual_link_weigh_more() -> None:
+def test_distances_breaks_of_the_usual_link_weigh_more() -> None:
     """Two fields that always move together: moving apart is further than moving together."""
     rng = np.random.default_rng(0)
     shared = rng.standard_normal((4000, 1))
     rows = (shared + 0.1 * rng.standard_normal((4000, 2))).astype(np.float32)
     P = evidence.precision(rows, 0.05)
     mask = np.ones((2, 2), bool)
-    d, _ = evidence.distance(np.array([[1, 1], [1, -1]], np.float32), mask, P)
-    assert d[1] > 2 * d[0]
+    d, _ = evidence.distances(np.array([[[1, 1], [1, -1]]], np.float32), mask, P[None])
+    assert d[0, 1] > 2 * d[0, 0]
 
 
-def test_distance_is_about_one_on_normal_rows() -> None:
-    """Whitening gives the evidence a unit: about one sigma per field."""
+def test_distances_are_about_one_on_normal_rows() -> None:
+    """Whitening gives the evidence a unit, about one sigma per field; the floor takes some of it away."""
     rows = normal_rows()
-    P = evidence.precision(rows, evidence.RESIDUAL_FLOOR)
-    d, _ = evidence.distance(rows, np.ones(rows.shape, bool), P)
-    assert 0.6 < np.median(d) < 1.2
+    little, usual = evidence.precision(rows, 0.1), evidence.precision(rows, evidence.FLOOR)
+    r = np.stack([rows, rows])  # two lines of evidence, each with a whitener of its own
+    d, _ = evidence.distances(r, np.ones(rows.shape, bool), np.stack([little, usual]))
+    assert 0.6 < np.median(d[0]) < 1.2
+    assert np.median(d[1]) < np.median(d[0]) < 2 * np.median(d[1])
 
 
-def test_distance_missing_fields_are_left_out_and_rescaled() -> None:
+def test_distances_missing_fields_are_left_out_and_rescaled() -> None:
     """A missing field adds nothing, and the rest counts as if it were all."""
     P = np.eye(4, dtype=np.float32)
     r = np.full((1, 4), 2.0, np.float32)
-    full, _ = evidence.distance(r, np.ones((1, 4), bool), P)
-    half, parts = evidence.distance(r, np.array([[True, True, False, False]]), P)
-    assert full[0] == half[0] == 2.0
-    np.testing.assert_array_equal(parts[0, 2:], 0)
+    full, _ = evidence.distances(r[None], np.ones((1, 4), bool), P[None])
+    half, parts = evidence.distances(r[None], np.array([[True, True, False, False]]), P[None])
+    assert full[0, 0] == half[0, 0] == 2.0
+    np.testing.assert_array_equal(parts[0, 0, 2:], 0)
 
 
-def test_distance_nothing_seen_is_zero() -> None:
+def test_distances_nothing_seen_is_zero() -> None:
     """No value, no evidence, no division by zero."""
-    d, parts = evidence.distance(
-        np.ones((1, 3), np.float32), np.zeros((1, 3), bool), np.eye(3, dtype=np.float32)
+    d, parts = evidence.distances(
+        np.ones((2, 1, 3), np.float32), np.zeros((1, 3), bool), np.stack([np.eye(3, dtype=np.float32)] * 2)
     )
-    assert d[0] == 0
+    np.testing.assert_array_equal(d, [[0], [0]])
     assert parts.sum() == 0
 
 
-def test_distance_one_wild_residual_is_bounded() -> None:
+def test_distances_one_wild_residual_is_bounded() -> None:
     """A residual of any size counts as CLIP sigma at most."""
-    d, _ = evidence.distance(
-        np.array([[1e30]], np.float32), np.ones((1, 1), bool), np.eye(1, dtype=np.float32)
+    d, _ = evidence.distances(
+        np.array([[[1e30]]], np.float32), np.ones((1, 1), bool), np.eye(1, dtype=np.float32)[None]
     )
-    assert d[0] == evidence.CLIP
+    assert d[0, 0] == evidence.CLIP
+
+
+def test_distances_of_a_line_do_not_depend_on_the_others() -> None:
+    """Several lines at once are each line alone."""
+    rows = normal_rows(20)
+    r, P = np.stack([rows, 3 * rows]), np.stack([evidence.precision(rows, 1.0), np.eye(3, dtype=np.float32)])
+    mask = np.random.default_rng(1).random(rows.shape) < 0.7
+    d, parts = evidence.distances(r, mask, P)
+    for line in range(2):
+        alone, own = evidence.distances(r[line : line + 1], mask, P[line : line + 1])
+        np.testing.assert_allclose(d[line], alone[0], rtol=1e-6)
+        np.testing.assert_allclose(parts[line], own[0], rtol=1e-6)
 
 
 def test_precision_constant_rows_are_invertible() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support_engine import plant_rows
-from support_models import BUDGET, sealed_model
+from support_models import BUDGET, random_forecaster, random_tensors, sealed_model
 
-from gruard.models.enrolment import History, fitted_devices, usual_gap
+from gruard.models import Detector, DetectorConfig
+from gruard.models.enrolment import Fitted, fitted_devices
 from gruard.models.errors import ModelError
-from gruard.models.forecaster import Forecaster, cell_inputs, input_width
-from gruard.models.group import BASELINE_READY, FIRST_SCORE, GroupScorer, Phase
+from gruard.models.forecaster import Forecaster, cell_inputs, horizons_for, input_width
+from gruard.models.group import BASELINE_READY, FIRST_SCORE, GroupScorer, Phase, Scores
+from gruard.models.history import History
 from gruard.models.weights import check_network
 
 
@@ -106,9 +108,27 @@ def test_share_sums_to_one_and_names_the_broken_field() -> None:
     row = plant_rows(301)[300:301].copy()
     row[0, 2] += 30.0
     result = driver.group.score(driver.slots, np.array([300.0]), row)
-    assert result.share[0].sum() == pytest.approx(1.0, abs=1e-6)
-    assert result.share[0].argmax() == 2
-    assert result.score[0] > result.threshold[0] > result.release[0]
+    share = result.reasons.share[0]
+    assert share.sum() == pytest.approx(1.0, abs=1e-6)
+    assert share.argmax() == 2
+    assert result.reasons.deviation[0].argmax() == 2
+    assert result.score[0] > 0.9
+
+
+def test_reasons_asked_for_later_are_those_of_the_reading() -> None:
+    """What explains a reading is kept as it was, whatever the device has seen since."""
+    rows = plants(2, 260)
+    one, two = Driver(2), Driver(2)
+    for driver in (one, two):
+        driver.feed(rows[:200])
+    at_once = one.group.score(one.slots, np.full(2, 200.0), rows[200])
+    expected, share = at_once.reasons.expected.copy(), at_once.reasons.share.copy()
+    late = two.group.score(two.slots, np.full(2, 200.0), rows[200])
+    for t in range(201, 260):
+        two.group.score(two.slots, np.full(2, float(t)), rows[t] + 50.0)
+    np.testing.assert_array_equal(late.reasons.expected, expected)
+    np.testing.assert_array_equal(late.reasons.share, share)
+    assert late.reasons is late.reasons  # worked out once
 
 
 def test_remove_slot_is_clean_for_the_next_device() -> None:
@@ -143,7 +163,7 @@ def test_adopt_rewarmed_state_equals_having_run_with_the_model(cell: str) -> Non
     for t in range(250, 300):
         early.score(slots, np.full(2, float(t)), driver.rows[t])
     assert (late.phases(slots) == Phase.READY).all()
-    for name in ("hidden", "lags", "correction"):
+    for name in ("hidden", "lags", "pending"):
         np.testing.assert_allclose(early._arena[name][slots], late._arena[name][slots], atol=1e-5)
 
 
@@ -190,25 +210,159 @@ def test_enrol_rows_in_alarm_teach_nothing() -> None:
     np.testing.assert_allclose(arena["scale"][1], arena["scale"][0], rtol=0.2)
 
 
-def test_dump_load_continues_with_identical_scores() -> None:
-    """A device's bytes in another scorer score on to the same bits."""
-    driver = Driver(1)
-    driver.feed(plants(1, 150))
-    other = GroupScorer(3, BUDGET)
-    slot = other.add()
-    other.load(slot, driver.group.dump(int(driver.slots[0])))
-    for t in range(150, 200):
-        row = plant_rows(200)[t : t + 1]
-        a = driver.group.score(driver.slots, np.array([float(t)]), row)
-        b = other.score(np.array([slot]), np.array([float(t)]), row)
-        np.testing.assert_array_equal(a.score, b.score)
+@pytest.mark.parametrize("trained", [False, True])
+def test_dump_load_continues_with_identical_scores(*, trained: bool) -> None:
+    """A device's bytes in another scorer score on to the same bits, alarms included."""
+    rows = plant_rows(300)
+    rows[240:270, 0] += 20.0
+    forecaster = random_forecaster() if trained else None
+    one, two = GroupScorer(3, BUDGET), GroupScorer(3, BUDGET)
+    past = History(np.arange(230.0), rows[:230], np.ones(230, bool))
+    for group in (one, two):
+        group.adopt(forecaster, "m")
+    slot = np.array([one.add(230, 229.0)])
+    two.add()
+    place = np.array([two.add()])
+    one.enrol(slot, [past])
+    assert one.phases(slot)[0] == (Phase.READY if trained else Phase.LEARNING)
+    alarms = 0
+    for t in range(230, 300):
+        if t in {235, 250, 275}:  # before, inside and after the fault
+            two.load(int(place[0]), one.dump(int(slot[0])))
+        a = one.score(slot, np.array([float(t)]), rows[t : t + 1])
+        if t < 235:
+            continue
+        b = two.score(place, np.array([float(t)]), rows[t : t + 1])
+        for name in ("score", "threshold", "onset", "alarm", "phase"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        np.testing.assert_array_equal(a.reasons.expected, b.reasons.expected)
+        alarms += int(a.alarm[0])
+    assert 0 < alarms < 60
+    assert two.counts(place)[0] == 300
 
 
-def test_usual_gap_is_the_median_and_never_zero() -> None:
-    """Pauses and repeated stamps do not spoil the usual gap."""
-    assert usual_gap(np.array([0.0, 60, 120, 180, 99999])) == 60
-    assert usual_gap(np.array([5.0])) == 1.0
-    assert usual_gap(np.array([5.0, 5.0, 5.0])) == 1.0
+def test_enrol_again_on_the_same_history_gives_the_same_state() -> None:
+    """What a device remembers follows from its readings alone: enrolled anew, it is the same bytes."""
+    rows = plant_rows(260)
+    group = GroupScorer(3, BUDGET)
+    group.adopt(random_forecaster(), "m")
+    past = History(np.arange(260.0), rows, np.ones(260, bool))
+    slot = group.add(260, 259.0)
+    group.enrol(np.array([slot]), [past])
+    before = group.dump(slot)
+    group.enrol(np.array([slot]), [past])
+    assert group.dump(slot) == before
+    group.load(slot, before)
+    assert group.dump(slot) == before
+
+
+class Alone:
+    """Devices that each have a scorer of their own, or all share one: the same calls for both."""
+
+    def __init__(
+        self, devices: int, forecaster: Forecaster, fitted: dict[int, Fitted], *, shared: bool
+    ) -> None:
+        self.groups = [GroupScorer(3, BUDGET) for _ in range(1 if shared else devices)]
+        for group in self.groups:
+            group.adopt(forecaster, "m")
+        self.slots = [self.groups[0 if shared else n].add() for n in range(devices)]
+        self.fitted, self.shared = fitted, shared
+        self.rows: list[list[tuple[float, np.ndarray, bool]]] = [[] for _ in range(devices)]
+
+    def score(self, here: np.ndarray, time_s: float, values: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """What the devices `here` (B,) score for values (B, F), device by device."""
+        told = (
+            [self._score(here, time_s, values)]
+            if self.shared
+            else [self._score(here[b : b + 1], time_s, values[b : b + 1]) for b in range(len(here))]
+        )
+        return [
+            {name: getattr(part, name)[b] for name in ("score", "threshold", "onset", "alarm", "phase")}
+            | {name: getattr(part.reasons, name)[b] for name in ("expected", "deviation", "share")}
+            for part in told
+            for b in range(len(part.score))
+        ]
+
+    def _score(self, here: np.ndarray, time_s: float, values: np.ndarray) -> Scores:
+        group = self.groups[0 if self.shared else int(here[0])]
+        slots = np.array([self.slots[n] for n in here])
+        result = group.score(slots, np.full(len(here), time_s), values)
+        for b, n in enumerate(here.tolist()):
+            self.rows[n].append((time_s, values[b], bool(result.alarm[b])))
+        due = [n for n in here.tolist() if self.slots[n] in group.due(slots)]
+        if due:
+            group.enrol(
+                np.array([self.slots[n] for n in due]),
+                [self._history(n) for n in due],
+                [self.fitted.get(n) for n in due],
+            )
+        return result
+
+    def _history(self, n: int) -> History:
+        times, values, alarms = zip(*self.rows[n], strict=True)
+        return History(np.array(times), np.array(values), ~np.array(alarms))
+
+
+def test_score_batch_of_64_mixed_and_shuffled_equals_each_device_alone() -> None:
+    """Devices at every stage of life, shuffled anew for each reading, score as each does by itself."""
+    devices, total = 64, 240
+    rng = np.random.default_rng(5)
+    rows = plants(devices, total)
+    rows[rng.random(rows.shape) < 0.03] = np.nan
+    rows[200:235, ::5, 1] += 15.0  # every fifth breaks
+    begins = np.array([0, 40, 180, 212, 234])[np.arange(devices) % 5]
+    histories = {f"d{n}": History(np.arange(200.0), rows[:200, n], np.ones(200, bool)) for n in range(3)}
+    package = sealed_model("g", histories)
+    forecaster = Forecaster(check_network(package), package.tensors)
+    named = fitted_devices(package.manifest.devices, package.tensors)
+    fitted = {n: named[f"d{n}"] for n in range(3)}
+    together = Alone(devices, forecaster, fitted, shared=True)
+    alone = Alone(devices, forecaster, fitted, shared=False)
+    phases, alarms = set(), 0
+    for t in range(total):
+        here = rng.permutation(np.flatnonzero(begins <= t))
+        found = dict(zip(here.tolist(), together.score(here, float(t), rows[t, here]), strict=True))
+        some = here[here % 3 == 0]
+        by_itself = alone.score(some, float(t), rows[t, some])
+        for n, theirs in zip(some.tolist(), by_itself, strict=True):
+            ours = found[n]
+            for name, value in ours.items():
+                np.testing.assert_allclose(value, theirs[name], atol=1e-5, err_msg=f"{name} {n} at {t}")
+            alarms += int(ours["alarm"])
+        phases.add(frozenset(int(one["phase"]) for one in found.values()))
+    assert frozenset(Phase) in phases  # all four in one batch
+    assert alarms > 50
+
+
+def test_score_batch_of_64_equals_a_trained_detector_alone() -> None:
+    """The library's one device, put into a batch of 64 under its own weights, scores on as it does alone."""
+    rows = plant_rows(300)
+    rows[260:290, 2] += 15.0
+    detector = Detector(fields=3, warmup=220, config=DetectorConfig(hidden=8))
+    for t in range(221):
+        detector.update(float(t), rows[t])
+    group = GroupScorer(3, detector.config.budget)
+    group.adopt(detector._group.forecaster, "inline")
+    slots = np.array([group.add() for _ in range(64)])
+    for slot in slots.tolist():
+        group.load(slot, detector._group.dump(int(detector._slots[0])))
+    rng = np.random.default_rng(0)
+    place, alarms = 37, 0
+    for t in range(221, 300):
+        values = rows[t] + rng.standard_normal((64, 3))
+        values[place] = rows[t]
+        order = rng.permutation(64)
+        result = group.score(slots[order], np.full(64, float(t)), values[order])
+        own, b = detector.update(float(t), rows[t]), int(np.flatnonzero(order == place)[0])
+        assert own.ready
+        assert result.score[b] == pytest.approx(own.value, abs=1e-5)
+        assert result.threshold[b] == pytest.approx(own.threshold, abs=1e-5)
+        assert result.onset[b] == pytest.approx(own.onset, abs=1e-5)
+        assert bool(result.alarm[b]) is own.alarm
+        np.testing.assert_allclose(result.reasons.share[b], own.share, atol=1e-5)
+        np.testing.assert_allclose(result.reasons.expected[b], own.expected, rtol=1e-5)
+        alarms += own.alarm
+    assert alarms > 15
 
 
 def test_cell_inputs_hold_values_mask_and_log_gap() -> None:
@@ -220,25 +374,60 @@ def test_cell_inputs_hold_values_mask_and_log_gap() -> None:
     assert np.isfinite(still).all()
 
 
-@pytest.mark.parametrize("name", ["var.weights", "gate", "residual.precision", "level.precision"])
+@pytest.mark.parametrize("name", ["var.weights", "gate", "precision", "var.clock"])
 def test_forecaster_damaged_tensor_is_refused(name: str) -> None:
     """A tensor that is absent, misshapen or not finite never becomes a forecaster."""
-    driver = Driver(1)
-    driver.feed(plants(1, 120), enrol=False)
-    package = sealed_model("g", {"d0": driver.history(0)})
-    config = check_network(package)
-    for wrong in (None, np.zeros((1, 1), np.float32), package.tensors[name] * np.float32("nan")):
-        tensors = {n: t for n, t in package.tensors.items() if n != name}
+    config, tensors = random_tensors(clock_columns=16)
+    rest = {n: t for n, t in tensors.items() if n != name}
+    for wrong in (None, np.zeros((1, 1), np.float32), tensors[name] * np.float32("nan")):
+        if wrong is None and name == "var.clock":
+            continue  # a model without a clock is one
         with pytest.raises(ModelError, match=name.replace(".", r"\.")):
-            Forecaster(config, tensors if wrong is None else {**tensors, name: wrong})
+            Forecaster(config, rest if wrong is None else {**rest, name: wrong})
+
+
+@pytest.mark.parametrize(
+    "horizons", [None, [], [0, 16], [16, 1], [1, 1], [1, 257], [[1, 16]], list(range(1, 10))]
+)
+def test_forecaster_senseless_horizons_are_refused(horizons: list[int] | None) -> None:
+    """Horizons are a short rising list; what claims thousands of pending forecasts is damaged."""
+    config, tensors = random_tensors()
+    del tensors["horizons"]
+    if horizons is not None:
+        tensors["horizons"] = np.array(horizons, np.int64)
+    with pytest.raises(ModelError, match="horizons"):
+        Forecaster(config, tensors)
+
+
+def test_forecaster_network_of_another_width_is_refused() -> None:
+    """Outputs that are no multiple of the horizons, or inputs of another number of fields, do not fit."""
+    _, tensors = random_tensors(3)
+    config, _ = random_tensors(2)
+    with pytest.raises(ModelError):
+        Forecaster(config, tensors)
+
+
+def test_horizons_for_short_histories_leaves_out_the_long_one() -> None:
+    """A horizon is taught by a history that is many times as long; one reading ahead always is."""
+    assert horizons_for(60) == (1,)
+    assert horizons_for(191) == (1,)
+    assert horizons_for(192) == (1, 16)
+
+
+def test_forecaster_without_a_gate_never_steps_its_cell() -> None:
+    """Where nobody listens the recurrent net costs nothing and its memory stays as it is."""
+    deaf = random_forecaster(gate=0.0)
+    hidden = np.full((2, deaf.state_width), 0.1, np.float32)
+    correction, after, resets = deaf.remember(np.ones((2, input_width(3)), np.float32), hidden)
+    assert after is hidden
+    assert resets == 0
+    assert not correction.any()
+    assert correction.shape == (2, 2, 3)
 
 
 def test_forecaster_poisoned_hidden_state_starts_again() -> None:
     """One number that is not finite resets that device's memory, is counted, and touches nobody else."""
-    driver = Driver(1)
-    driver.feed(plants(1, 120), enrol=False)
-    package = sealed_model("g", {"d0": driver.history(0)})
-    forecaster = Forecaster(check_network(package), package.tensors)
+    forecaster = random_forecaster()
     inputs = np.ones((3, input_width(3)), np.float32)
     hidden = np.full((3, forecaster.state_width), 0.1, np.float32)
     sound, moved, none = forecaster.remember(inputs, hidden)

@@ -32,10 +32,54 @@ def test_ridge_finds_the_lagged_link_between_fields() -> None:
     sums = RidgeSums(2)
     sums.add(z, np.ones(z.shape, bool))
     weights = sums.solve()
-    lags = linear.lagged(z, LAGS)
-    error = np.abs(z - linear.forecast_var(lags, weights))[LAGS:].mean(axis=0)
+    error = np.abs(sums.residuals(z, weights))[LAGS:].mean(axis=0)
     assert error[1] < 0.1
     assert weights[0, 1] > 0.8  # newest lag of field 0 -> field 1
+
+
+def test_ridge_horizon_forecasts_from_what_was_known_then() -> None:
+    """Sixteen readings ahead of a sine is still a sine; its weights see nothing newer."""
+    z = np.sin(np.arange(600) / 5)[:, None].astype(np.float32)
+    sums = RidgeSums(1, ahead=16)
+    sums.add(z[:500], np.ones((500, 1), bool))
+    weights = sums.solve()
+    r = sums.residuals(z, weights)
+    assert np.abs(r[520:]).mean() < 0.1
+    np.testing.assert_array_equal(r[: 16 + sums.order - 1], 0)
+    other = z.copy()
+    other[585:] = 9.0  # what came after row 584 says nothing of rows up to 584 + 15
+    late = sums.residuals(other, weights)
+    np.testing.assert_allclose((other - late)[585:600], (z - r)[585:600], atol=1e-6)
+
+
+def test_ridge_clock_explains_what_the_past_does_not() -> None:
+    """A jump that only the clock announces is in the residuals without it and not with it."""
+    t = np.arange(2000)
+    known = (t % 50 == 0).astype(np.float32)[:, None]
+    z = (4 * known + 0.1 * np.random.default_rng(0).standard_normal((2000, 1))).astype(np.float32)
+    mask = np.ones(z.shape, bool)
+    plain, timed = RidgeSums(1), RidgeSums(1, clock_columns=1)
+    plain.add(z, mask)
+    timed.add(z, mask, clock=known)
+    jumps = known[:, 0] > 0
+    assert np.abs(plain.residuals(z, plain.solve()))[jumps][2:].mean() > 3
+    assert np.abs(timed.residuals(z, timed.solve(), known))[jumps][2:].mean() < 1.5
+
+
+def test_ridge_rows_that_are_not_normal_and_those_that_look_back_on_them_teach_nothing() -> None:
+    """A marked fault leaves the weights as they would be without those rows."""
+    z = var_series()
+    normal = np.ones(len(z), bool)
+    normal[500:520] = False
+    spoilt = z.copy()
+    spoilt[500:520] += 40
+    mask = np.ones(z.shape, bool)
+    clean, marked, unmarked = RidgeSums(2), RidgeSums(2), RidgeSums(2)
+    clean.add(z, mask, normal)
+    marked.add(spoilt, mask, normal)
+    unmarked.add(spoilt, mask)
+    np.testing.assert_array_equal(clean.solve(), marked.solve())
+    assert np.abs(unmarked.solve() - clean.solve()).max() > 0.1
 
 
 def test_ridge_sums_over_devices_equal_one_long_series() -> None:

@@ -7,7 +7,7 @@ import pytest
 from support_engine import plant_rows
 
 from gruard.models import Detector, DetectorConfig
-from gruard.models.enrolment import History
+from gruard.models.history import History
 from gruard.models.lockstep import SeriesScores, score_series
 
 CONFIG = DetectorConfig(hidden=8)
@@ -28,7 +28,7 @@ def faulty_rows(total: int = 340, seed: int = 0) -> np.ndarray:
 
 
 def assert_same(a: SeriesScores, b: SeriesScores, rows: slice) -> None:
-    for name in ("value", "threshold", "release", "ready", "alarm", "expected", "share"):
+    for name in ("value", "threshold", "onset", "ready", "alarm", "expected", "share"):
         ours, theirs = getattr(a, name)[rows], getattr(b, name)[rows]
         np.testing.assert_allclose(ours.astype(float), theirs.astype(float), atol=1e-5, err_msg=name)
 
@@ -39,7 +39,7 @@ def test_score_series_one_history_equals_the_detector() -> None:
     own = score_series([history(rows)], WARMUP, CONFIG)[0]
     detector = Detector(fields=3, warmup=WARMUP, config=CONFIG)
     by_hand = [detector.update(float(t), row) for t, row in enumerate(rows)]
-    for name in ("value", "threshold", "ready", "alarm", "expected", "share"):
+    for name in ("value", "threshold", "onset", "ready", "alarm", "expected", "share"):
         expected = np.array([getattr(score, name) for score in by_hand], float)
         np.testing.assert_allclose(getattr(own, name).astype(float), expected, atol=1e-5, err_msg=name)
     assert own.alarm[-50:].all()

@@ -15,6 +15,7 @@ from gruard.daemon.pipeline import TrainingSettings
 from gruard.daemon.recording import open_recording
 from gruard.daemon.records import SourceOptions
 from gruard.daemon.replay import Replay
+from gruard.models.calibration import Budget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.recordings, pytest.mark.slow]
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-WEEKLY = 1 / 604_800
+WEEKLY = Budget(1 / 604_800)
 START_S = 1_600_000_000.0
 
 

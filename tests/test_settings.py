@@ -21,6 +21,7 @@ from gruard.daemon.decoders import DECODERS
 from gruard.daemon.errors import ConfigError
 from gruard.daemon.records import SourceOptions
 from gruard.daemon.settings import Settings, effective, load, load_traced, source_options
+from gruard.models.calibration import Budget
 
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
 EXAMPLE = Path(__file__).parent.parent / "deploy" / "gruard.example.toml"
@@ -30,8 +31,8 @@ CHOICES = ", ".join(f'"{name}"' for name in DECODERS)
 LEVELS = '"debug", "info", "warning", "error"'
 DURATION = 'must be a duration such as "90s", "15m", "6h" or "7d"'
 BUDGET = (
-    'must read "NUMBER per device per hour", "... day", "... week" or "... month",'
-    ' such as "1 per device per week"'
+    'must read "NUMBER per device per hour", "... day", "... week", "... month" or "... COUNT readings",'
+    ' such as "1 per device per week" or "2 per device per 10000 readings"'
 )
 LOOP = (
     "would read what the daemon itself publishes below plant/gruard/:"
@@ -51,6 +52,7 @@ MISTAKES = {
     "alert-base": ["3: alerts.base: must be one topic, without wildcards and placeholders"],
     "alert-base-slash": ['3: alerts.base: must be a topic without empty levels and without a leading "$"'],
     "budget": [f"3: alerts.budget: {BUDGET}"],
+    "budget-readings": [f"3: alerts.budget: {BUDGET}"],
     "budget-nothing": [
         "3: alerts.budget: must allow more than 0 alarms: a budget of nothing would never alert"
     ],
@@ -179,7 +181,7 @@ def test_load_without_anything_gives_the_defaults() -> None:
     assert settings == Settings()
     assert (settings.mqtt.host, settings.mqtt.port, settings.mqtt.tls) == ("127.0.0.1", 1883, None)
     assert (settings.train.every_s, settings.train.max_duration_s) == (21_600.0, 900.0)
-    assert settings.alerts.budget_per_device_s == pytest.approx(1 / (7 * 86_400))
+    assert settings.alerts.false_alarms == Budget(per_second=1 / (7 * 86_400), per_reading=None)
     assert settings.http.address == ("127.0.0.1", 9109)
     assert settings.state.directory == Path("/var/lib/gruard")
     assert settings.state.checkpoint_every_s == 30.0

@@ -14,6 +14,7 @@ from support_mqtt import wait_until
 
 from gruard.daemon.edges import trainer as trainer_module
 from gruard.daemon.edges.trainer import LOG_NAME, Trainer, TrainOutcome, TrainRequest
+from gruard.models.calibration import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ def request(folder: Path, **changes: object) -> TrainRequest:
         "layers": 1,
         "dropout": 0.0,
         "seed": 0,
-        "alarms_per_second": 1e-6,
+        "budget": Budget(),
         "max_seconds": 30.0,
         "nice": 10,
         "now_s": 0.0,
@@ -174,3 +175,10 @@ def test_stop_ends_the_child(tmp_path: Path, scripted: object) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert trainer.group is None
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(per_second=0.25), Budget(per_reading=2e-4)])
+def test_request_reaches_the_child_as_it_was_made(budget: Budget, tmp_path: Path) -> None:
+    """What goes over the pipe is the same request on the other side, the budget's kind included."""
+    sent = request(tmp_path, budget=budget, before_s=2.5)
+    assert msgspec.json.decode(msgspec.json.encode(sent), type=TrainRequest) == sent

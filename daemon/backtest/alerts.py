@@ -1,4 +1,4 @@
-"""From scores to the alerts that people would have been sent: the daemon's own alert table, row by row."""
+"""From alarms to the alerts that people would have been sent: the daemon's own alert table, row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from gruard.daemon.core import alerts as table
 from gruard.daemon.core.events import Alert
 from gruard.daemon.core.payloads import sentence
-from gruard.models.group import BASELINE_READY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,17 +42,14 @@ def raise_alerts(series: Series, scores: SeriesScores, update_every_s: float) ->
     track = table.Track()
     raised: list[Raised] = []
     times = series.history.time_s.tolist()
-    values, thresholds, falls = scores.value.tolist(), scores.threshold.tolist(), scores.release.tolist()
-    # Earlier readings have a score and raise nothing: see gruard.models.group.Phase.
-    for row in range(BASELINE_READY, len(values)):
-        if not track.id and not track.run and values[row] < thresholds[row]:
+    values, thresholds = scores.value.tolist(), scores.threshold.tolist()
+    for row, alarm in enumerate(scores.alarm.tolist()):
+        if not (alarm or track.id):
             continue
         severity = table.severity_of(values[row], thresholds[row], learning=not bool(scores.ready[row]))
         change = table.follow(
             track,
-            score=values[row],
-            threshold=thresholds[row],
-            release=falls[row],
+            alarm=alarm,
             time_s=times[row],
             update_every_s=update_every_s,
             severity=severity,

@@ -19,7 +19,7 @@ from gruard.daemon.decoders.event_time import LATEST_TIME_S
 from gruard.daemon.decoders.sample import MAX_MAGNITUDE
 from gruard.daemon.errors import ConfigError
 from gruard.daemon.recording import START_S, STEP_S
-from gruard.models.enrolment import History
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -134,7 +134,7 @@ def backtest(settings: Settings, request: Request) -> int:
 
 
 def _options(settings: Settings, request: Request, network: Network) -> Options:
-    model = settings.model
+    model, budget = settings.model, settings.alerts.false_alarms
     if request.seed is not None and not 0 <= request.seed <= MOST_SEED:
         raise ConfigError(f"--seed: must be 0..{MOST_SEED}, not {request.seed}")
     config = DetectorConfig(
@@ -143,7 +143,8 @@ def _options(settings: Settings, request: Request, network: Network) -> Options:
         layers=model.layers,
         dropout=model.dropout,
         seed=settings.train.seed if request.seed is None else request.seed,
-        alarms_per_week=settings.alerts.budget_per_device_s * WEEK_S,
+        alarms_per_week=budget.per_second * WEEK_S,
+        alarms_per_10k=None if budget.per_reading is None else budget.per_reading * 10_000,
     )
     return Options(
         config,

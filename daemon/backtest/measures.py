@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gruard.daemon.backtest.alerts import rows_open
-from gruard.models.enrolment import usual_gap
+from gruard.models.history import usual_gap
 from gruard.models.quality import controls
 from gruard.models.quality.episodes import GRACE, Outcome, binary, judge, pooled, recall_at_budget
 from gruard.models.quality.ranking import auc_pr, period, segments, vus_pr

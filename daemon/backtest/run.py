@@ -15,7 +15,7 @@ from gruard.daemon.backtest.alerts import Raised, raise_alerts
 from gruard.daemon.backtest.envelope import Drawing, draw, stretches
 from gruard.daemon.backtest.measures import Measured, measure
 from gruard.models.detector import LEAST_WARMUP
-from gruard.models.enrolment import History, usual_gap
+from gruard.models.history import History, usual_gap
 from gruard.models.lockstep import score_series
 
 if TYPE_CHECKING:

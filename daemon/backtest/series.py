@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gruard.models.enrolment import History
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     import numpy as np

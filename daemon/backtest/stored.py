@@ -12,7 +12,7 @@ from gruard.daemon.backtest.series import Series, StoredAlert
 from gruard.daemon.edges import schema
 from gruard.daemon.edges.history import Reader
 from gruard.daemon.errors import ConfigError, StateError
-from gruard.models.enrolment import History
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from pathlib import Path

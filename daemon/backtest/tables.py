@@ -17,7 +17,7 @@ from gruard.daemon.core.devices import Device, admit_time
 from gruard.daemon.errors import ConfigError, DecodeError
 from gruard.daemon.recording import DEVICE_COLUMNS, open_recording
 from gruard.daemon.records import SourceOptions
-from gruard.models.enrolment import History
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

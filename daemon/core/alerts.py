@@ -1,13 +1,14 @@
-"""When a score becomes an alert. One table, no nested ifs; the rules stand beside it.
+"""What people are told of an alarm, and when. One table, no nested ifs; the rules stand beside it.
 
-    state      the score is               for readings   event      next
-    quiet      >= threshold               OPEN_AFTER     opened     open
-    open       >= threshold, more severe  1              updated    open
-    open       anything, update is due    1              updated    open
-    open       < release                  CLOSE_AFTER    resolved   quiet
+    state      the device is               event      next
+    quiet      in alarm                    opened     open
+    open       in alarm, more severe       updated    open
+    open       in alarm, update is due     updated    open
+    open       in alarm no longer          resolved   quiet
 
-`release` lies under `threshold`, so a score that trembles around one of them makes one alert, not many.
-The id is a hash of device, opening time and instance: the same readings give the same ids, live or replayed.
+When a device is in alarm, `gruard.models.alarm` alone decides: whether one wild value is enough, and when it
+is over, is not asked again here. The id is a hash of device, opening time and instance: the same readings
+give the same ids, live or replayed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,6 @@ import msgspec
 if TYPE_CHECKING:
     from gruard.daemon.records import AlertState, Severity
 
-#: Readings in a row above the threshold before an alert opens: one wild value alone is often the wire.
-OPEN_AFTER = 2
-#: Readings in a row under the release score before it resolves.
-CLOSE_AFTER = 5
 #: Severity by u / u at the threshold, where score = u^2 / (1 + u^2).
 SEVERITY_STEPS: tuple[tuple[float, Severity], ...] = ((2.5, "critical"), (1.3, "warning"), (0.0, "info"))
 SEVERITY_ORDER: tuple[Severity, ...] = ("info", "warning", "critical")
@@ -33,7 +30,6 @@ SEVERITY_ORDER: tuple[Severity, ...] = ("info", "warning", "critical")
 class Track(msgspec.Struct):
     """The alert state of one device. Part of its checkpoint."""
 
-    run: int = 0  # readings in a row that speak for leaving the present state
     id: str = ""  # empty: quiet
     opened_s: float = 0.0
     told_s: float = 0.0  # event time of the last event about this alert
@@ -50,9 +46,7 @@ def severity_of(score: float, threshold: float, *, learning: bool) -> Severity:
 def follow(
     track: Track,
     *,
-    score: float,
-    threshold: float,
-    release: float,
+    alarm: bool,
     time_s: float,
     update_every_s: float,
     severity: Severity,
@@ -60,18 +54,15 @@ def follow(
 ) -> AlertState | None:
     """Move a device's alert past one scored reading; returns the event to tell, if any. Changes `track`."""
     if not track.id:
-        track.run = track.run + 1 if score >= threshold else 0
-        if track.run < OPEN_AFTER:
+        if not alarm:
             return None
-        track.run, track.id, track.opened_s, track.told_s = 0, new_id, time_s, time_s
-        track.severity = severity
+        track.id, track.opened_s, track.told_s, track.severity = new_id, time_s, time_s, severity
         return "opened"
-    track.run = track.run + 1 if score < release else 0
-    if track.run >= CLOSE_AFTER:
-        track.run, track.id = 0, ""
+    if not alarm:
+        track.id = ""
         return "resolved"
     worse = SEVERITY_ORDER.index(severity) > SEVERITY_ORDER.index(_severity(track.severity))
-    if worse or (time_s - track.told_s >= update_every_s and score >= release):
+    if worse or time_s - track.told_s >= update_every_s:
         track.told_s = time_s
         if worse:
             track.severity = severity

@@ -22,7 +22,7 @@ from gruard.daemon.core import alerts
 from gruard.daemon.core.devices import DISCOVERY, Device, admit_fields, admit_time
 from gruard.daemon.core.events import Alert, EnrolDue, Event, Noted, Refused, Scored
 from gruard.daemon.errors import DecodeError
-from gruard.models.enrolment import History, fitted_devices
+from gruard.models.enrolment import fitted_devices
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.group import ENROL_AT, GroupScorer, Phase, Scores
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gruard.daemon.records import Reading, SourceOptions
+    from gruard.models.calibration import Budget
     from gruard.models.enrolment import Fitted
+    from gruard.models.history import History
     from gruard.models.weights import ModelPackage
 
 #: Readings of history that enrolment wants: enough for quantiles, few enough to replay in milliseconds.
@@ -56,7 +58,7 @@ class EngineOptions:
     """What the engine needs to know from the configuration."""
 
     sources: tuple[SourceOptions, ...]
-    alarms_per_second: float  # the false-alarm budget of one device
+    budget: Budget  # the false alarms of one device
     update_every_s: float = 60.0
     most_devices: int = 10_000
     instance: str = "gruard"
@@ -157,10 +159,20 @@ class Engine:
             device.last_s, device.count = reading.time_s, device.count + 1
             self._moved.add(device.name)
             alert = self._follow(group, device, scores, n, values[n])
-            hot = bool(device.track.id) or bool(scores.score[n] >= scores.threshold[n])
-            phase = device.phase = PHASE_NAMES[Phase(int(scores.phase[n]))]
-            score, threshold = float(scores.score[n]), float(scores.threshold[n])
-            events.append(Scored(reading, group.name, group.fields, values[n], score, threshold, phase, hot))
+            device.phase = PHASE_NAMES[Phase(int(scores.phase[n]))]
+            events.append(
+                Scored(
+                    reading,
+                    group.name,
+                    group.fields,
+                    values[n],
+                    score=float(scores.score[n]),
+                    threshold=float(scores.threshold[n]),
+                    onset=float(scores.onset[n]),
+                    phase=device.phase,
+                    alarm=bool(scores.alarm[n] or scores.score[n] >= scores.threshold[n]),
+                )
+            )
             if alert is not None:
                 events.append(alert)
         due = frozenset(group.scorer.due(slots).tolist())
@@ -169,17 +181,16 @@ class Engine:
     def _follow(
         self, group: Group, device: Device, scores: Scores, n: int, values: NDArray[np.float64]
     ) -> Alert | None:
-        phase, score, threshold = scores.phase[n], float(scores.score[n]), float(scores.threshold[n])
-        if phase < Phase.LEARNING or (not device.track.id and not device.track.run and score < threshold):
+        phase, alarm = scores.phase[n], bool(scores.alarm[n])
+        if phase < Phase.LEARNING or not (alarm or device.track.id):
             return None
+        score, threshold = float(scores.score[n]), float(scores.threshold[n])
         learning = bool(phase == Phase.LEARNING)
         severity = alerts.severity_of(score, threshold, learning=learning)
         known_id, opened_s = device.track.id, device.track.opened_s
         state = alerts.follow(
             device.track,
-            score=score,
-            threshold=threshold,
-            release=float(scores.release[n]),
+            alarm=alarm,
             time_s=device.last_s,
             update_every_s=self.options.update_every_s,
             severity=severity,
@@ -187,7 +198,8 @@ class Engine:
         )
         if state is None:
             return None
-        shares = sorted(zip(group.fields, scores.share[n].tolist(), strict=True), key=lambda s: -s[1])
+        why = scores.reasons
+        shares = sorted(zip(group.fields, why.share[n].tolist(), strict=True), key=lambda s: -s[1])
         return Alert(
             id=device.track.id or known_id,
             state=state,
@@ -200,8 +212,8 @@ class Engine:
             score=score,
             threshold=threshold,
             value=_by_field(group.fields, values),
-            expected=_by_field(group.fields, scores.expected[n]),
-            deviation=_by_field(group.fields, scores.deviation[n]),
+            expected=_by_field(group.fields, why.expected[n]),
+            deviation=_by_field(group.fields, why.deviation[n]),
             contributions=tuple(shares),
             model=BASELINE if learning else group.model,
         )
@@ -261,7 +273,7 @@ class Engine:
         """The group of a source and field set, made when it is new."""
         name = group_name(source, fields)
         if name not in self.groups:
-            scorer = GroupScorer(len(fields), self.options.alarms_per_second)
+            scorer = GroupScorer(len(fields), self.options.budget)
             self.groups[name] = Group(name, source, fields, scorer)
         return self.groups[name]
 

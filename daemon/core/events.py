@@ -24,8 +24,9 @@ class Scored:
     values: NDArray[np.float64]  # (F,) in the order of `fields`, NaN = missing
     score: float  # 0..1; NaN while gathering
     threshold: float
-    phase: str  # "warming", "learning" or "ready": see state_of
-    alarm: bool  # an alert is open, or the score is above the threshold
+    onset: float  # 0..1, above 0 where something begins
+    phase: str  # "warming": no alerts yet, "learning": the baseline is in charge, "ready": the model is
+    alarm: bool  # the device is in alarm, or its score is at the threshold
 
 
 @dataclass(frozen=True, slots=True)

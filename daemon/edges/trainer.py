@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import msgspec
 
+from gruard.models.calibration import Budget  # noqa: TC001 -- msgspec reads the annotation
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,7 +45,7 @@ class TrainRequest(msgspec.Struct, frozen=True):
     layers: int
     dropout: float
     seed: int
-    alarms_per_second: float
+    budget: Budget
     max_seconds: float
     nice: int
     now_s: float

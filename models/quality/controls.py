@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 #: Readings that the exponential mean of `level` and `linear` spans.
 SPAN = 30
+#: Floor of the whitening, as a share of the mean variance.
+FLOOR = 0.3
+#: Constant part of the ridge penalty. The controls have numbers of their own: they are the measure.
+PENALTY = 10.0
 #: Share of the newest reading in the running mean: of the values, of their changes.
 VALUE_ALPHA, CHANGE_ALPHA = 0.02, 0.005
 #: Readings before a running deviation means anything, and its floor: absolute and as a share of the mean.
@@ -62,18 +66,18 @@ def smoothed(scores: NDArray[Any], span: int = SPAN) -> NDArray[np.float64]:
 
 def _level(x: NDArray[np.float64], warmup: int, _seed: int) -> NDArray[np.float64]:
     z, mask = _filled(x, warmup)
-    return _distance(z, mask, z[:warmup], evidence.LEVEL_FLOOR)
+    return _distance(z, mask, z[:warmup], FLOOR)
 
 
 def _linear(x: NDArray[np.float64], warmup: int, _seed: int) -> NDArray[np.float64]:
     z, mask = _filled(x, warmup)
     sums = linear.RidgeSums(z.shape[1])
     sums.add(z[:warmup], mask[:warmup])
-    weights = sums.solve()
+    weights = sums.solve(PENALTY)
     lags = linear.lagged(z, sums.order).reshape(len(z), -1)  # (T, order*F)
     residual = np.asarray(z - (lags @ weights[:-1] + weights[-1]), np.float32)
     residual[: sums.order] = 0.0  # forecast from before the recording began
-    return _distance(residual, mask, residual[sums.order : warmup], evidence.RESIDUAL_FLOOR)
+    return _distance(residual, mask, residual[sums.order : warmup], FLOOR)
 
 
 def _filled(x: NDArray[np.float64], warmup: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -90,7 +94,7 @@ def _distance(
 ) -> NDArray[np.float64]:
     """Smoothed whitened distance of r (T, F), with the covariance of the rows `learned`."""
     P = evidence.precision(np.clip(learned, -evidence.CLIP, evidence.CLIP), floor)
-    return smoothed(evidence.distance(r, mask, P)[0])
+    return smoothed(evidence.distances(r[None], mask, P[None])[0][0])
 
 
 def _ewma(x: NDArray[np.float64], _warmup: int, _seed: int) -> NDArray[np.float64]:

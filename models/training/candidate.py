@@ -1,36 +1,35 @@
 """From the histories of a group to a candidate: shared weights plus what it fixes for each device it saw.
 
-The order matters. Rows are split in time; a linear forecaster fitted on the first part leaves residuals
-that are honest on the rest; the recurrent net learns to predict those residuals; the gate keeps it, field
-by field, only where it helps on held-back rows; and the calibration is read off rows that the scoring
-model was not fitted on. See `gruard.models.calibration` for why.
+The order matters. Rows are split in time; linear forecasters fitted and scaled on the first part leave
+residuals that are honest on the rest; the recurrent net learns to predict those residuals; the gate keeps
+it, field by field, only where it helps on held-back rows; and the calibration is read off rows that the
+scoring model was not fitted on. See `gruard.models.calibration` for why.
+
+Shapes: N devices, T rows, F fields, X horizons, E = X + 1 lines of evidence, K scales, P regressors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gruard.models import calibration, evidence, linear, scaling
+from gruard.models import alarm, baseline_lines, calibration, clock, evidence, judge, linear, memory
 from gruard.models.cells import NetworkConfig
-from gruard.models.enrolment import (
+from gruard.models.enrolment import Fitted, distance_series, replay, replay_baseline, u_series
+from gruard.models.errors import ModelError
+from gruard.models.forecaster import Forecaster, cell_inputs, horizons_for, input_width
+from gruard.models.history import (
     FIT_SHARE,
     WARM_SHARE,
     Aligned,
-    Fitted,
     History,
     align,
     blank,
     mean_error,
     normal_rows,
-    replay,
-    smoothed,
 )
-from gruard.models.errors import ModelError
-from gruard.models.forecaster import Forecaster, cell_inputs, input_width
-from gruard.models.lines import MODEL_LINES
 from gruard.models.training.fit import FitConfig, fit
 
 if TYPE_CHECKING:
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gruard.models.calibration import Budget
     from gruard.models.training.fit import FitResult, Progress
+
+    Floats: TypeAlias = NDArray[np.float32]
 
 #: Fewest rows a device must have to take part, and fewest on either side of the cut.
 FEWEST_ROWS, FEWEST_HELD = 60, 16
@@ -46,9 +48,8 @@ FEWEST_ROWS, FEWEST_HELD = 60, 16
 TARGET_LIMIT = 8.0
 #: Caution of the gate: the net is trusted a little less than its held-back regression says.
 GATE_CAUTION = 1.1
-#: The share of the squared error of n rows that a useless correction explains stays under LUCK / n in 99 of
-#: 100 cases (chi squared, 1 degree of freedom); the net must explain more to be heard in a field.
-LUCK = 6.6
+#: The clock is used where it lowers the held-back squared error, each held within CLOCK_LIMIT, to this share.
+CLOCK_EARNS, CLOCK_LIMIT = 0.8, 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class TrainingOptions:
     """How a candidate is made."""
 
     fit: FitConfig
-    alarms_per_second: float
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,28 @@ class Panel:
 
     names: tuple[str, ...]
     histories: list[History]
+    scaling: dict[str, NDArray[Any]]  # location, scale and usual gap of each device, from all its rows
+    early_scaling: dict[str, NDArray[Any]]  # the same from the rows before the cut
     readings: Aligned
-    rows: dict[str, NDArray[Any]]  # scaling and clock of each device
+    early: Aligned  # in the early scaling
     normal: NDArray[np.bool_]  # (T, N) the device was not in alarm
     seen: NDArray[np.bool_]  # (T, N, F) was seen, in a normal row
-    lags: NDArray[np.float32]  # (T, N, LAGS, F)
     cut: int  # rows from here on are held back, of every device
+    horizons: tuple[int, ...]
+
+    @property
+    def to_sigma(self) -> Floats:
+        """(N, F): what turns a residual in early sigma into one in sigma."""
+        return np.asarray(self.early_scaling["scale"] / self.scaling["scale"], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Linear forecasters of every horizon: fitted on the rows before the cut, and on all."""
+
+    weights: Floats  # (P, X * F) on all rows, the constant last
+    clock: Floats  # (C, X * F); C is 0 where no clock was earned
+    early: Floats  # (X, T, N, F) residuals of the early one, in early sigma
 
 
 def train(
@@ -102,38 +119,36 @@ def train(
     """
     panel = _panel(_long_enough(histories))
     fields = panel.seen.shape[2]
-    early = _fit_var(panel, panel.cut)  # (P, F): honest on the rows held back
-    late = _fit_var(panel, len(panel.seen))
-    early_residual = panel.readings.z - _var_forecasts(panel, early)  # (T, N, F)
-    scale = _rms(early_residual[: panel.cut], panel.seen[: panel.cut])  # (F,)
-    result = _fit_net(panel, early_residual / scale, options.fit, progress, clock)
+    var = _fit_linear(panel)
+    residual = var.early * panel.to_sigma  # (X, T, N, F) sigma
+    seen = panel.seen & _settled(panel)[:, :, :, None]  # (X, T, N, F)
+    scale = _rms(residual[:, : panel.cut], seen[:, : panel.cut])  # (X, F)
+    result = _fit_net(panel, residual / scale[:, None, None], seen, options.fit, progress, clock)
 
     net = options.fit
-    config = NetworkConfig(net.cell, input_width(fields), net.hidden, net.layers, fields)
+    width = len(panel.horizons) * fields
+    config = NetworkConfig(net.cell, input_width(fields), net.hidden, net.layers, width)
     tensors: dict[str, NDArray[Any]] = {
         **result.weights,
-        "var.weights": late,
-        "gate": scale,
-        "residual.precision": np.eye(fields, dtype=np.float32),
-        "level.precision": np.eye(fields, dtype=np.float32),
+        "horizons": np.array(panel.horizons, np.int64),
+        "var.weights": var.weights,
+        "gate": np.zeros(width, np.float32),
+        "precision": np.tile(np.eye(fields, dtype=np.float32), (len(panel.horizons) + 1, 1, 1)),
     }
+    if len(var.clock):
+        tensors["var.clock"] = var.clock
     # Corrections come out of the live step itself, so training and scoring cannot differ.
-    rows = blank(panel.histories, [None] * len(panel.names), config.state_width)
-    mix, model = replay(rows, panel.readings, Forecaster(config, tensors))
-    correction = model - _var_forecasts(panel, late)  # (T, N, F) with the gate wide open
-    gate = _gate(correction[panel.cut :], early_residual[panel.cut :], panel.seen[panel.cut :])
-    tensors["gate"] = np.asarray(gate * scale, np.float32)
-    residual = panel.readings.z - _var_forecasts(panel, late) - gate * correction
-    held_residual = early_residual - gate * correction
-    pooled, levels = _pooled(residual, panel.seen), _pooled(panel.readings.z, panel.seen)
-    tensors["residual.precision"] = evidence.precision(pooled, evidence.RESIDUAL_FLOOR)
-    tensors["level.precision"] = evidence.precision(levels, evidence.LEVEL_FLOOR)
+    plain = _lines(panel, Forecaster(config, tensors))
+    tensors["gate"] = np.asarray(scale, np.float32).ravel()
+    correction = plain - _lines(panel, Forecaster(config, tensors))  # (E, T, N, F), 0 in the last line
+    gate = _gate(correction[:-1, panel.cut :], residual[:, panel.cut :], seen[:, panel.cut :])  # (X, F)
+    tensors["gate"] = np.asarray(gate * scale, np.float32).ravel()
+    correction[:-1] *= gate[:, None, None]
+    lines = plain - correction
+    early_lines = np.concatenate([var.early - correction[:-1] / panel.to_sigma, panel.early.z[None]])
+    tensors["precision"] = _precision(lines, panel.seen)
 
-    rate = options.alarms_per_second
-    fitted = [
-        _fit_device(panel, n, residual[:, n], held_residual[:, n], mix[:, n], tensors, rate)
-        for n in range(len(panel.names))
-    ]
+    fitted = _fit_devices(panel, lines, early_lines, tensors["precision"], options.budget)
     tensors |= _device_tensors(fitted)
     report: dict[str, float | int | str] = {
         "steps": result.steps_done,
@@ -141,10 +156,11 @@ def train(
         "held_back_loss": result.held_back_loss,
         "zero_loss": result.zero_loss,
         "gate_mean": float(gate.mean()),
+        "clock_columns": len(var.clock),
         "devices": len(panel.names),
     }
     skill = float(np.mean([f.skill for f in fitted]))
-    error = mean_error(held_residual[panel.cut :], panel.seen[panel.cut :])
+    error = mean_error((early_lines[0] * panel.to_sigma)[panel.cut :], panel.seen[panel.cut :])
     return Candidate(config, tensors, panel.names, skill, error, int(panel.readings.valid.sum()), report)
 
 
@@ -166,142 +182,212 @@ def _long_enough(histories: Mapping[str, History]) -> dict[str, History]:
 
 def _panel(histories: Mapping[str, History]) -> Panel:
     listed = list(histories.values())
-    rows = blank(listed, [None] * len(listed), 0)
+    total = max(len(h.time_s) for h in listed)
+    cut = int(total * FIT_SHARE)
+    held = total - cut
+    before = [History(h.time_s[:-held], h.values[:-held], h.normal[:-held]) for h in listed]
+    rows, early_rows = (blank(part, [None] * len(listed)) for part in (listed, before))
     readings = align(rows, listed)
-    total = len(readings.valid)
     normal = normal_rows(listed, total)
-    seen = readings.mask & normal[..., None]
-    lags = np.moveaxis(linear.lagged(np.moveaxis(readings.z, 0, 1), linear.LAGS), 0, 1)
-    return Panel(tuple(histories), listed, readings, rows, normal, seen, lags, int(total * FIT_SHARE))
+    return Panel(
+        names=tuple(histories),
+        histories=listed,
+        scaling=rows,
+        early_scaling=early_rows,
+        readings=readings,
+        early=align(early_rows, listed),
+        normal=normal,
+        seen=readings.mask & normal[..., None],
+        cut=cut,
+        horizons=horizons_for(total),
+    )
 
 
-def _fit_var(panel: Panel, before: int) -> NDArray[np.float32]:
-    """One linear forecaster for all devices, on the rows before `before`. -> (P, F)."""
-    sums = linear.RidgeSums(panel.seen.shape[2])
+def _fit_linear(panel: Panel) -> Linear:
+    weights, clocks, early = [], [], []
+    columns = max(
+        clock.columns_for(h.time_s, gap)
+        for h, gap in zip(panel.histories, panel.scaling["usual_gap_s"].tolist(), strict=True)
+    )
+    for ahead in panel.horizons:
+        residual = _early_residual(panel, ahead, 0)
+        used = 0
+        if columns:
+            with_clock = _early_residual(panel, ahead, columns)
+            if _squared(panel, with_clock) < CLOCK_EARNS * _squared(panel, residual):
+                residual, used = with_clock, columns
+        early.append(residual)
+        solved = _sums(panel, panel.readings, ahead, used, len(panel.seen)).solve()  # (P, F)
+        slopes = len(solved) - 1 - used
+        weights.append(np.delete(solved, np.s_[slopes : slopes + used], axis=0))
+        part = np.zeros((columns, solved.shape[1]), np.float32)
+        part[:used] = solved[slopes : slopes + used]
+        clocks.append(part)
+    time = np.concatenate(clocks, axis=1)
+    return Linear(np.concatenate(weights, axis=1), time if time.any() else time[:0], np.stack(early))
+
+
+def _sums(panel: Panel, readings: Aligned, ahead: int, columns: int, before: int) -> linear.RidgeSums:
+    """Normal equations over all devices' rows before `before`."""
+    sums = linear.RidgeSums(panel.seen.shape[2], ahead, columns)
     for n in range(len(panel.names)):
-        first = int(panel.readings.valid[:, n].argmax())
-        if before - first > linear.LAGS:
+        first = int(readings.valid[:, n].argmax())
+        if before - first > ahead + sums.order:
             own = slice(first, before), n
-            sums.add(panel.readings.z[own], panel.seen[own], panel.normal[own])
-    return sums.solve()
+            known = clock.harmonics(readings.time_s[own], columns) if columns else None
+            sums.add(readings.z[own], panel.seen[own], panel.normal[own], known)
+    return sums
 
 
-def _var_forecasts(panel: Panel, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    steps, devices, lags, fields = panel.lags.shape
-    flat = panel.lags.reshape(steps * devices, lags, fields)
-    return linear.forecast_var(flat, weights).reshape(steps, devices, fields)
+def _early_residual(panel: Panel, ahead: int, columns: int) -> Floats:
+    """Residuals (T, N, F) in early sigma of the forecaster that knows only the rows before the cut."""
+    sums = _sums(panel, panel.early, ahead, columns, panel.cut)
+    weights = sums.solve()
+    out = np.zeros_like(panel.early.z)
+    for n in range(len(panel.names)):
+        own = slice(int(panel.early.valid[:, n].argmax()), None), n
+        known = clock.harmonics(panel.early.time_s[own], columns) if columns else None
+        out[own] = sums.residuals(panel.early.z[own], weights, known)
+    return out
+
+
+def _squared(panel: Panel, residual: Floats) -> float:
+    held = slice(panel.cut, None)
+    return float(np.minimum(np.square(residual[held])[panel.seen[held]], CLOCK_LIMIT).mean())
+
+
+def _settled(panel: Panel) -> NDArray[np.bool_]:
+    """Rows (X, T, N) whose forecast was made from readings rather than from before the start."""
+    age = np.cumsum(panel.readings.valid, axis=0)
+    order = linear.var_order(panel.seen.shape[2])
+    return np.stack([age >= h + order for h in panel.horizons])
+
+
+def _lines(panel: Panel, forecaster: Forecaster) -> Floats:
+    """Residuals by line (E, T, N, F) of the live step."""
+    rows = {
+        name: np.full((len(panel.names), *c.shape), c.fill, c.dtype)
+        for name, c in memory.columns(forecaster).items()
+    }
+    return replay(rows, panel.readings, forecaster)
 
 
 def _fit_net(
     panel: Panel,
-    residual: NDArray[np.float32],
+    residual: Floats,
+    seen: NDArray[np.bool_],
     config: FitConfig,
     progress: Callable[[Progress], None] | None,
-    clock: Callable[[], float] | None,
+    clock_s: Callable[[], float] | None,
 ) -> FitResult:
-    """Teach the net to predict at row t what the linear forecaster will miss at row t + 1."""
+    """Teach the net to tell at row t what the linear forecasters will miss at rows t + h."""
     readings = panel.readings
-    inputs = cell_inputs(readings.z, readings.mask, readings.gap_s / panel.rows["usual_gap_s"])  # (T, N, I)
-    target, seen = np.zeros_like(residual), np.zeros_like(panel.seen)
-    target[:-1] = np.clip(residual[1:], -TARGET_LIMIT, TARGET_LIMIT)
-    # The first rows after a device's start have lags that are padding.
-    seen[:-1] = panel.seen[1:] & _settled(readings.valid)[1:, :, None]
+    steps, devices, fields = readings.z.shape
+    inputs = cell_inputs(readings.z, readings.mask, readings.gap_ratio)  # (T, N, I)
+    target = np.zeros((steps, devices, len(panel.horizons), fields), np.float32)
+    known = np.zeros(target.shape, bool)
+    for x, h in enumerate(panel.horizons):
+        target[:-h, :, x] = np.clip(residual[x, h:], -TARGET_LIMIT, TARGET_LIMIT)
+        known[:-h, :, x] = seen[x, h:]
+        # What lies ahead of the cut is known to no row before it.
+        known[panel.cut - h : panel.cut, :, x] = False
+    flat = devices, steps, len(panel.horizons) * fields
     return fit(
         np.ascontiguousarray(np.moveaxis(inputs, 0, 1)),  # (N, T, I)
-        np.ascontiguousarray(np.moveaxis(target, 0, 1)),
-        np.ascontiguousarray(np.moveaxis(seen, 0, 1)),
+        np.moveaxis(target, 0, 1).reshape(flat),
+        np.moveaxis(known, 0, 1).reshape(flat),
         held_back_from=panel.cut,
         # Noise is for values: a mask or a gap with noise on it says something false.
-        config=replace(config, value_inputs=residual.shape[2]),
+        config=replace(config, value_inputs=fields),
         progress=progress,
-        clock=clock,
+        clock=clock_s,
     )
 
 
-def _settled(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Rows (T, N) that have LAGS readings of the device behind them."""
-    return np.cumsum(valid, axis=0) > linear.LAGS
+def _rms(r: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """Scale of residuals (X, T, N, F) per field, outliers held within 5 sigma, plus a floor. -> (X, F)."""
+    squared = np.where(seen, np.square(np.clip(r, -5.0, 5.0)), 0.0).sum(axis=(1, 2))
+    return np.asarray(np.sqrt(squared / np.maximum(seen.sum(axis=(1, 2)), 1)) + 0.05, np.float32)
 
 
-def _rms(r: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Scale of residuals (T, N, F) per field, outliers held within 5 sigma, plus a floor. -> (F,)."""
-    squared = np.where(seen, np.square(np.clip(r, -5.0, 5.0)), 0.0).sum(axis=(0, 1))
-    return np.asarray(np.sqrt(squared / np.maximum(seen.sum(axis=(0, 1)), 1)) + 0.05, np.float32)
+def _gate(correction: Floats, residual: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """Weight per horizon and field in 0..1: cautious least squares of held-back residuals on corrections.
 
-
-def _gate(
-    correction: NDArray[np.float32], residual: NDArray[np.float32], seen: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Weight per field in 0..1: cautious least squares of held-back residuals on corrections. -> (F,).
-
-    0 where the squared error falls by less than luck alone would have it fall.
+    Arrays (X, T, N, F) -> (X, F).
     """
-    rows = np.maximum(seen.sum(axis=(0, 1)), 1)  # (F,)
+    rows = np.maximum(seen.sum(axis=(1, 2)), 1)  # (X, F)
     c, r = np.where(seen, correction, 0.0), np.where(seen, np.clip(residual, -5.0, 5.0), 0.0)
-    product, energy = (c * r).sum(axis=(0, 1)), np.square(c).sum(axis=(0, 1))  # (F,) each
-    slope = product / (GATE_CAUTION * energy + 1e-6 * rows + 1e-12)
-    weight = np.clip(slope, 0.0, 1.0)
-    gain = (2 * weight * product - weight**2 * energy) / (np.square(r).sum(axis=(0, 1)) + 1e-12)
-    return np.asarray(np.where(gain >= LUCK / rows, weight, 0.0), np.float32)
+    product, energy = (c * r).sum(axis=(1, 2)), np.square(c).sum(axis=(1, 2))  # (X, F) each
+    return np.asarray(np.clip(product / (GATE_CAUTION * energy + 1e-6 * rows + 1e-12), 0.0, 1.0), np.float32)
 
 
-def _pooled(series: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Rows of all devices in which at least one field was seen, the missing ones 0. (T, N, F) -> (R, F)."""
-    return np.where(seen, np.clip(series, -evidence.CLIP, evidence.CLIP), 0.0)[seen.any(axis=2)]
+def _precision(lines: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """Whitener of every line (E, F, F), from the rows of all devices in which at least one field was seen."""
+    used = seen.any(axis=2)
+    pooled = np.where(seen, np.clip(lines, -evidence.CLIP, evidence.CLIP), np.float32(0.0))
+    floors = evidence.floors(len(lines))
+    return np.stack(
+        [evidence.precision(line[used], floor) for line, floor in zip(pooled, floors, strict=True)]
+    )
+
+
+def _fit_devices(panel: Panel, lines: Floats, early_lines: Floats, P: Floats, budget: Budget) -> list[Fitted]:
+    """Calibrate every device: lines (E, T, N, F) of the model that will score and of the honest one."""
+    early_P = _precision(early_lines[:, : panel.cut], panel.seen[: panel.cut])
+    mix = _baseline_forecasts(panel)
+    return [
+        _fit_device(panel, n, lines[:, :, n], early_lines[:, :, n], mix[:, n], (P, early_P), budget)
+        for n in range(len(panel.names))
+    ]
+
+
+def _baseline_forecasts(panel: Panel) -> Floats:
+    rows = {
+        name: np.full((len(panel.names), *c.shape), c.fill, c.dtype)
+        for name, c in baseline_lines.columns(panel.seen.shape[2]).items()
+    }
+    return replay_baseline(rows, panel.readings)
 
 
 def _fit_device(
     panel: Panel,
     n: int,
-    residual: NDArray[np.float32],
-    held_residual: NDArray[np.float32],
-    mix: NDArray[np.float32],
-    tensors: Mapping[str, NDArray[Any]],
-    alarms_per_second: float,
+    lines: Floats,
+    early_lines: Floats,
+    mix: Floats,
+    whiteners: tuple[Floats, Floats],
+    budget: Budget,
 ) -> Fitted:
-    """Calibrate device n: residuals (T, F) of the model that will score and of the one that is honest."""
-    history = panel.histories[n]
-    first, total = len(panel.seen) - len(history.time_s), len(panel.seen)
-    warm, cut = first + int(len(history.time_s) * WARM_SHARE), max(panel.cut, first)
-    z, mask, seen = panel.readings.z[:, n], panel.readings.mask[:, n], panel.seen[:, n]  # (T, F)
-    early = slice(first, cut)
-    # The honest level knows only the rows before the cut: its centre, scale and spread come from there.
-    m, s = scaling.fit(np.where(seen[early], z[early], np.nan).astype(np.float64))
-    z_early = scaling.to_sigma(z, m, s)
-    held_precision = evidence.precision(z_early[early][seen[early].any(axis=1)], evidence.LEVEL_FLOOR)
-    whiteners = tensors["residual.precision"], tensors["level.precision"]
-    final = _evidence((residual, z), mask, whiteners, first)  # (T, 2, K)
-    held = _evidence((held_residual, z_early), mask, (whiteners[0], held_precision), first)
-    rows = np.arange(total)
+    """Calibrate device n: lines (E, T, F) of both models, mix (T, F)."""
+    total, length = len(panel.seen), len(panel.histories[n].time_s)
+    first = total - length
+    own = slice(first, None)
+    z, mask, seen = panel.readings.z[own, n], panel.readings.mask[own, n], panel.seen[own, n]  # (T', F)
+    e, e_held = (
+        distance_series(some[:, own], mask, P)
+        for some, P in zip((lines, early_lines), whiteners, strict=True)
+    )  # (T', E, K)
+    rows = np.arange(length)
     normal = seen.any(axis=1)
-    calibrate, judge = normal & (rows >= warm), normal & (rows >= cut)
-    med, q = calibration.fit(
-        final[calibrate].reshape(calibrate.sum(), -1), held[judge].reshape(judge.sum(), -1)
+    calibrate, held = normal & (rows >= int(length * WARM_SHARE)), normal & (rows >= panel.cut - first)
+    med, q = (
+        found.reshape(e.shape[1:])
+        for found in calibration.fit(
+            e[calibrate].reshape(calibrate.sum(), -1), e_held[held].reshape(held.sum(), -1)
+        )
     )
-    u = calibration.combine(calibration.exceedance(held[judge].reshape(judge.sum(), -1), med, q))
-    rate = alarms_per_second * panel.rows["usual_gap_s"][n]
-    baseline_error = mean_error((z - mix)[judge], seen[judge])
+    u = u_series(e_held, med, q, judge.weights(len(lines)))[:, 0]
+    rate = budget.rate(float(panel.scaling["usual_gap_s"][n]))
+    baseline_error = mean_error((z - mix[own])[held], seen[held])
+    residual = early_lines[0, own] * panel.to_sigma[n]
     return Fitted(
-        location=panel.rows["location"][n],
-        scale=panel.rows["scale"][n],
-        median=med.reshape(len(MODEL_LINES), -1),
-        quantile=q.reshape(len(MODEL_LINES), -1),
-        level=calibration.alarm_level(u, rate),
-        skill=1.0 - mean_error(held_residual[judge], seen[judge]) / max(baseline_error, 1e-6),
+        location=panel.scaling["location"][n],
+        scale=panel.scaling["scale"][n],
+        median=med,
+        quantile=q,
+        level=calibration.alarm_level(alarm.slow_mean(u)[held], rate, budget.least_level),
+        skill=1.0 - mean_error(residual[held], seen[held]) / max(baseline_error, 1e-6),
     )
-
-
-def _evidence(
-    series: tuple[NDArray[np.float32], NDArray[np.float32]],
-    mask: NDArray[np.bool_],
-    whiteners: tuple[NDArray[np.float32], NDArray[np.float32]],
-    first: int,
-) -> NDArray[np.float32]:
-    """Smoothed evidence of the model lines from row `first` on: (T, F) each -> (T, 2, K)."""
-    d = [evidence.distance(r[first:], mask[first:], P)[0] for r, P in zip(series, whiteners, strict=True)]
-    out = np.zeros((len(mask), len(MODEL_LINES), len(evidence.SCALES)), np.float32)
-    out[first:] = smoothed(np.stack(d, axis=1))
-    return out
 
 
 def _device_tensors(fitted: list[Fitted]) -> dict[str, NDArray[Any]]:

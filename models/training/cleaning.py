@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gruard.models import evidence, scaling
-from gruard.models.enrolment import Aligned, align, normal_rows, usual_gap
 from gruard.models.forecaster import cell_inputs
+from gruard.models.history import Aligned, align, normal_rows, usual_gap
 from gruard.models.training.comparators import TWO_SIDED_CELL, OfflineConfig, OfflineNetwork
 from gruard.models.training.fit import FitConfig, fit
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gruard.models.enrolment import History
+    from gruard.models.history import History
 
     Floats: TypeAlias = NDArray[np.float64]
     Flags: TypeAlias = NDArray[np.bool_]
@@ -85,9 +85,9 @@ def abnormal_rows(histories: Mapping[str, History], seed: int = 0) -> dict[str, 
     if not judged:
         return flags
     listed = list(judged.values())
-    readings, usual_gap_s = _aligned(listed)
+    readings = _aligned(listed)
     trusted = normal_rows(listed, len(readings.valid))  # (T, N)
-    foreseen = _foreseen(readings, trusted, usual_gap_s, seed)  # (T, N, F)
+    foreseen = _foreseen(readings, trusted, seed)  # (T, N, F)
     for n, (name, history) in enumerate(judged.items()):
         own = slice(len(readings.valid) - len(history.time_s), None), n
         z, mask = readings.z[own].astype(np.float64), readings.mask[own]  # (T, F)
@@ -108,20 +108,20 @@ def _trusting(history: History) -> History:
     return replace(history, normal=np.ones_like(history.normal))
 
 
-def _aligned(histories: list[History]) -> tuple[Aligned, Floats]:
-    """Readings of N devices in sigma on one axis, and the usual gap of each (N,)."""
+def _aligned(histories: list[History]) -> Aligned:
+    """Readings of N devices in sigma on one axis."""
     scales = [scaling.fit(h.values[h.normal]) for h in histories]
     rows: dict[str, NDArray[Any]] = {
         "location": np.stack([m for m, _ in scales]),
         "scale": np.stack([s for _, s in scales]),
         "usual_gap_s": np.array([usual_gap(h.time_s) for h in histories]),
     }
-    return align(rows, histories), rows["usual_gap_s"]
+    return align(rows, histories)
 
 
-def _foreseen(readings: Aligned, trusted: Flags, usual_gap_s: Floats, seed: int) -> NDArray[np.float32]:
+def _foreseen(readings: Aligned, trusted: Flags, seed: int) -> NDArray[np.float32]:
     """What the net makes of each reading from those about it: (T, N, F) in sigma, 0 in the first row."""
-    inputs = cell_inputs(readings.z, readings.mask, readings.gap_s / usual_gap_s)  # (T, N, I)
+    inputs = cell_inputs(readings.z, readings.mask, readings.gap_ratio)  # (T, N, I)
     target, seen = np.zeros_like(readings.z), np.zeros_like(readings.mask)
     target[:-1] = np.clip(readings.z[1:], -TARGET_LIMIT, TARGET_LIMIT)
     seen[:-1] = readings.mask[1:] & trusted[1:, :, None]

@@ -26,7 +26,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where report.html, report.json and report.png go (default: NAME-backtest; none with --json)",
     )
-    sub.add_argument("--model", metavar="NAME", help="the network: gru, lstm or rnn (default: model.cell)")
+    sub.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the network: gru, lstm or rnn, or to compare with: mlp, transformer, and in hindsight bigru"
+        " (default: model.cell)",
+    )
     sub.add_argument(
         "--warmup",
         metavar="N|SHARE",

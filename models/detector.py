@@ -9,7 +9,6 @@ import numpy as np
 
 from gruard.models.calibration import Budget
 from gruard.models.enrolment import fitted_devices
-from gruard.models.forecaster import Forecaster
 from gruard.models.group import ENROL_AT, GroupScorer, Phase
 from gruard.models.history import History
 
@@ -32,7 +31,7 @@ LEARNING = int(Phase.LEARNING)
 class DetectorConfig:
     """How a detector learns and when it raises an alarm."""
 
-    cell: str = "gru"  # gru | lstm | rnn
+    cell: str = "gru"  # gru | lstm | rnn, or to compare with: mlp | transformer; on recordings also bigru
     hidden: int = 32
     layers: int = 1
     dropout: float = 0.0
@@ -136,17 +135,26 @@ class Detector:
 
 
 def train_inline(
-    group: GroupScorer, slots: NDArray[np.int64], histories: Sequence[History], config: DetectorConfig
+    group: GroupScorer,
+    slots: NDArray[np.int64],
+    histories: Sequence[History],
+    config: DetectorConfig,
+    whole: History | None = None,
 ) -> None:
     """Train one network on the histories of the devices in `slots` (N,), and put it in charge of them.
 
-    The caller says that the rows are mostly normal; the baseline's own alarms do not overrule that.
+    The caller says that the rows are mostly normal; the baseline's own alarms do not overrule that. `whole`:
+    the first device's readings to their end, for a cell that scores with hindsight.
 
     Raises:
-        ModelError: there is too little to train on.
+        ModelError: there is too little to train on, or the cell does not serve so many devices.
     """
     # Imported here only: whoever scores with ready weights never pays for torch.
-    from gruard.models.training.candidate import TrainingOptions, train  # noqa: PLC0415 - see above
+    from gruard.models.training.candidate import (  # noqa: PLC0415 - see above
+        TrainingOptions,
+        forecaster_for,
+        train,
+    )
     from gruard.models.training.fit import FitConfig  # noqa: PLC0415 - see above
 
     trusted = [History(h.time_s, h.values, np.ones(len(h.time_s), bool)) for h in histories]
@@ -156,6 +164,6 @@ def train_inline(
     net = FitConfig(cell=c.cell, hidden=c.hidden, layers=c.layers, dropout=c.dropout, seed=c.seed)
     options = TrainingOptions(net, config.budget)
     candidate = train(dict(zip(names, trusted, strict=True)), options)
-    group.adopt(Forecaster(candidate.config, candidate.tensors), "inline")
+    group.adopt(forecaster_for(candidate, trusted[0], whole), "inline")
     fitted = fitted_devices(candidate.devices, candidate.tensors)
     group.enrol(slots, trusted, [fitted.get(name) for name in names])

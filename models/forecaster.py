@@ -9,7 +9,7 @@ only add. Parameters are fixed; everything that moves belongs to a device and li
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -54,14 +54,27 @@ def cell_inputs(
     return inputs
 
 
+class Steps(Protocol):
+    """A network that moves devices one reading on, as `gruard.models.cells.Network` does."""
+
+    config: NetworkConfig
+
+    def step(
+        self, x: NDArray[np.float32], state: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """From x (B, I) and state (B, W) to outputs (B, O) and the new state."""
+
+
 class Forecaster:
     """The model of a group: built from the tensors of a model package, checked once, then fixed.
 
     Shapes: B devices, F fields, X horizons, E = X + 1 lines of evidence, P regressors, C clock columns.
     """
 
-    def __init__(self, config: NetworkConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Take the tensors of a package.
+    def __init__(
+        self, config: NetworkConfig, tensors: Mapping[str, NDArray[Any]], network: Steps | None = None
+    ) -> None:
+        """Take the tensors of a package; `network` where another than a live cell is to be heard.
 
         Raises:
             ModelError: a tensor is absent, of the wrong shape, or not finite.
@@ -72,7 +85,9 @@ class Forecaster:
             raise ModelError(
                 f"{config.inputs} cell inputs and {config.outputs} outputs do not fit any number of fields"
             )
-        self.network = Network(config, {n: tensors[n] for n in config.weight_shapes() if n in tensors})
+        if network is None:
+            network = Network(config, {n: tensors[n] for n in config.weight_shapes() if n in tensors})
+        self.network = network
         width = len(self.horizons) * fields
         self.order = linear.var_order(fields)
         self.clock_columns = len(tensors["var.clock"]) if "var.clock" in tensors else 0

@@ -75,7 +75,7 @@ def score_series(
         if row == warmup:
             taught = [n for n in range(len(histories)) if lengths[n] >= warmup]
             heads = [_head(histories[n], warmup, results[n].alarm) for n in taught]
-            train_inline(group, slots[taught], heads, config)
+            train_inline(group, slots[taught], heads, config, whole=histories[taught[0]])
         time_s = np.array([histories[n].time_s[row] for n in here])
         scores = group.score(slots[here], time_s, np.array([histories[n].values[row] for n in here]))
         for b, n in enumerate(here):

@@ -20,7 +20,7 @@ import pytest
 from support_backtest import Dom, finished, report, series, usual, write_plant
 
 from gruard.daemon.backtest import command
-from gruard.daemon.backtest.networks import network_for
+from gruard.daemon.backtest.networks import NETWORKS, network_for
 from gruard.daemon.backtest.page import page
 from gruard.daemon.cli import main
 from gruard.daemon.errors import ConfigError
@@ -90,6 +90,25 @@ def test_backtest_json_goes_to_standard_output_alone(tmp_path: Path) -> None:
     assert body["devices"][0]["warmup_readings"] == 70
     assert "devices" in done.stderr
     assert names(tmp_path) == ["gruard.toml", "plant.csv"]
+
+
+@pytest.mark.parametrize("model", list(NETWORKS))
+def test_backtest_every_network_by_its_name(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each network scores a recording by the same way; only the two-sided one is told to use hindsight."""
+    path = write_plant(tmp_path / "plant.csv", 180, fault=(140, 179))
+    config = tmp_path / "gruard.toml"
+    config.write_text("version = 1\n[model]\nhidden = 4\n")
+    arguments = ["--model", model, "--warmup", "100", "-c", str(config), "--out", str(tmp_path / "out")]
+    assert main(["backtest", str(path), *arguments]) == 0
+    body = told(tmp_path / "out")
+    assert body["options"]["model"] == model
+    assert body["total"]["events_found"] == 1
+    assert body["causal"] is (model != "bigru")
+    page = Dom((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    assert ("hindsight" in page) is (model == "bigru")
+    assert ("hindsight" in capsys.readouterr().out) is (model == "bigru")
 
 
 # --- without training ----------------------------------------------------------------------------------
@@ -244,6 +263,7 @@ def test_backtest_report_that_cannot_be_written_leaves_the_old_one(
         (["plant.csv", "--exclude", "z"], 'plant.csv:1: no column "z"'),
         (["plant.csv", "--out", "plant.csv"], "--out: plant.csv: cannot be made: File exists"),
         (["plant.csv", "--seed", "-1"], "--seed: must be 0..4294967295, not -1"),
+        (["plant.csv", "--model", "bigru", "--shared"], "--shared: bigru hears what follows"),
         (["plant.csv", "-c", "gone.toml"], "gone.toml"),
         (["text.npz"], "text.npz: cannot be read: File is not a zip file"),
     ],
@@ -265,10 +285,15 @@ def test_backtest_mistake_exits_78_with_a_sentence(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_network_for_knows_the_live_cells() -> None:
-    """Every cell that runs live can be backtested, and each of them is causal."""
-    assert [network_for(name).cell for name in ("gru", "lstm", "rnn")] == ["gru", "lstm", "rnn"]
-    assert all(network_for(name).causal for name in ("gru", "lstm", "rnn"))
+def test_network_for_knows_every_cell_there_is() -> None:
+    """Whatever can be trained can be backtested; only the two-sided one is not causal."""
+    from gruard.models.cells import CELLS
+    from gruard.models.training.comparators import OFFLINE_CELLS, TWO_SIDED_CELL
+
+    assert tuple(NETWORKS) == CELLS + OFFLINE_CELLS
+    for name in NETWORKS:
+        assert network_for(name).cell == name
+        assert network_for(name).causal is (name != TWO_SIDED_CELL)
     with pytest.raises(ConfigError, match="--model"):
         network_for("")
 

@@ -14,6 +14,7 @@ from gruard.models.enrolment import fitted_devices, replay
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import History, align, blank
+from gruard.models.training.candidate import forecaster_for
 
 
 def history(n: int, seed: int = 0, scale: float = 1.0) -> History:
@@ -44,6 +45,7 @@ def test_train_net_that_cannot_help_says_next_to_nothing() -> None:
     rows = np.random.default_rng(0).standard_normal((500, 2))
     noise = History(np.arange(500.0), rows, np.ones(500, bool))
     candidate = quick_candidate({"d": noise})
+    assert candidate.report["gate_mean"] <= 0.25  # one field at one horizon may be lucky
     shut = candidate.tensors | {"gate": np.zeros_like(candidate.tensors["gate"])}
     readings = align(blank([noise], [None]), [noise])
     heard, plain = (
@@ -133,3 +135,24 @@ def test_train_device_in_alarm_ever_since_is_left_out() -> None:
     sick.normal[550:] = False
     candidate = quick_candidate({"well": history(1000), "sick": sick})
     assert candidate.devices == ("well",)
+
+
+@pytest.mark.parametrize("cell", ["mlp", "transformer"])
+def test_train_comparators_by_the_same_way(cell: str) -> None:
+    """A causal comparator is trained, gated and calibrated as a live cell is, for several devices."""
+    candidate = quick_candidate({"a": history(250), "b": history(250, 1)}, cell=cell, steps=10)
+    assert candidate.config.cell == cell
+    assert all(np.isfinite(t).all() for t in candidate.tensors.values())
+    forecaster = forecaster_for(candidate, history(250), None)
+    assert forecaster.state_width == candidate.config.state_width
+
+
+def test_train_two_sided_takes_one_device_and_its_readings_to_the_end() -> None:
+    """What hears the readings that follow is trained on one device and scores what it was given whole."""
+    with pytest.raises(ModelError, match="one device and not of 2"):
+        quick_candidate({"a": history(250), "b": history(250, 1)}, cell="bigru")
+    candidate = quick_candidate({"a": history(250)}, cell="bigru", steps=10)
+    assert candidate.tensors["horizons"].tolist() == [1]
+    with pytest.raises(ModelError, match="needs the readings that follow"):
+        forecaster_for(candidate, history(250), None)
+    assert forecaster_for(candidate, history(250), history(400)).fields == 3

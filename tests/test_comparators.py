@@ -19,6 +19,7 @@ from gruard.models.training.comparators import (
     OfflineConfig,
     OfflineNetwork,
     build,
+    steps_over,
 )
 from gruard.models.training.fit import FitConfig, fit
 from gruard.models.training.network import CHUNK_ROWS
@@ -226,6 +227,30 @@ def test_two_sided_network_has_no_step() -> None:
     network = offline("bigru")
     with pytest.raises(ModelError, match="readings that follow"):
         network.step(series(1, 1)[:, 0], np.zeros((1, network.config.state_width), np.float32))
+
+
+def test_steps_over_a_recording_are_what_hindsight_says_of_it() -> None:
+    """A two-sided network driven row by row gives what it gives for the whole series, from row 0 on."""
+    config, x = OfflineConfig("bigru", INPUTS, HIDDEN, 1, OUTPUTS), series(1, 20)
+    weights = build("bigru", INPUTS, HIDDEN, 1, OUTPUTS).export()
+    whole = OfflineNetwork(config, weights).hindsight(x)
+    steps = steps_over(config, weights, x)
+    assert steps is not None
+    state = np.zeros((1, config.state_width), np.float32)
+    for row in range(20):
+        y, state = steps.step(x[:, row], state)
+        np.testing.assert_array_equal(y, whole[:, row])
+    with pytest.raises(ModelError, match="needs the readings that follow"):
+        steps_over(config, weights, None)
+
+
+@pytest.mark.parametrize("cell", CAUSAL)
+def test_steps_over_causal_networks_need_no_recording(cell: str) -> None:
+    """A causal comparator is driven as it is; a live cell is the Forecaster's own."""
+    config = OfflineConfig(cell, INPUTS, HIDDEN, 1, OUTPUTS)
+    weights = build(cell, INPUTS, HIDDEN, 1, OUTPUTS).export()
+    assert isinstance(steps_over(config, weights, None), OfflineNetwork)
+    assert steps_over(NetworkConfig("gru", INPUTS, HIDDEN, 1, OUTPUTS), {}, None) is None
 
 
 def test_step_and_hindsight_refuse_shapes_that_do_not_fit() -> None:

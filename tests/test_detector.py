@@ -11,6 +11,7 @@ from support_engine import plant_rows
 from support_models import BUDGET
 
 from gruard.models import Detector, DetectorConfig, Score
+from gruard.models.errors import ModelError
 from gruard.models.group import GroupScorer
 
 
@@ -119,3 +120,12 @@ def test_detector_short_warm_up_puts_the_model_in_charge_or_is_refused() -> None
     scores = run(detector, plant_rows(140))
     assert scores[-1].ready
     assert detector._group.phases(detector._slots)[0] == 3
+
+
+def test_detector_two_sided_network_is_refused() -> None:
+    """Live readings have no future: a network that needs it says so when it should take charge."""
+    detector = Detector(fields=3, warmup=60, config=DetectorConfig(cell="bigru", hidden=4))
+    rows = plant_rows(61)
+    run(detector, rows[:60])
+    with pytest.raises(ModelError, match="needs the readings that follow"):
+        detector.update(60.0, rows[60])

@@ -105,3 +105,16 @@ def test_score_series_wrong_arguments_are_refused(widths: list[int], warmup: int
     """A caller's mistake is told before anything is scored."""
     with pytest.raises(ValueError, match=message):
         score_series([history(plant_rows(120, fields=f)) for f in widths], warmup, CONFIG)
+
+
+@pytest.mark.parametrize(("cell", "causal"), [("mlp", True), ("transformer", True), ("bigru", False)])
+def test_score_series_comparators_look_ahead_only_where_it_is_meant(cell: str, *, causal: bool) -> None:
+    """Other readings at the end change the scores before them for the two-sided network and no other."""
+    rows = plant_rows(260)
+    other = rows.copy()
+    other[240:] += 5.0
+    config = DetectorConfig(cell=cell, hidden=8)
+    own, changed = (score_series([history(r)], WARMUP, config)[0] for r in (rows, other))
+    assert np.array_equal(own.value[:240], changed.value[:240]) is causal
+    np.testing.assert_array_equal(own.value[:WARMUP], changed.value[:WARMUP])
+    assert own.ready[WARMUP:].all()

@@ -137,6 +137,8 @@ def _options(settings: Settings, request: Request, network: Network) -> Options:
     model, budget = settings.model, settings.alerts.false_alarms
     if request.seed is not None and not 0 <= request.seed <= MOST_SEED:
         raise ConfigError(f"--seed: must be 0..{MOST_SEED}, not {request.seed}")
+    if request.shared and not network.causal:
+        raise ConfigError(f"--shared: {network.cell} hears what follows, of one device at a time")
     config = DetectorConfig(
         cell=network.cell,
         hidden=model.hidden,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gruard.models import alarm, baseline_lines, calibration, clock, evidence, judge, linear, memory
-from gruard.models.cells import NetworkConfig
 from gruard.models.enrolment import Fitted, distance_series, replay, replay_baseline, u_series
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster, cell_inputs, horizons_for, input_width
@@ -30,6 +29,7 @@ from gruard.models.history import (
     mean_error,
     normal_rows,
 )
+from gruard.models.training.comparators import TWO_SIDED_CELL, config_for, steps_over
 from gruard.models.training.fit import FitConfig, fit
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gruard.models.calibration import Budget
+    from gruard.models.cells import NetworkConfig
     from gruard.models.training.fit import FitResult, Progress
 
     Floats: TypeAlias = NDArray[np.float32]
@@ -48,6 +49,9 @@ FEWEST_ROWS, FEWEST_HELD = 60, 16
 TARGET_LIMIT = 8.0
 #: Caution of the gate: the net is trusted a little less than its held-back regression says.
 GATE_CAUTION = 1.1
+#: The share of the squared error of n rows that a useless correction explains stays under LUCK / n in 99 of
+#: 100 cases (chi squared, 1 degree of freedom); the net must explain more to be heard in a field.
+LUCK = 6.6
 #: The clock is used where it lowers the held-back squared error, each held within CLOCK_LIMIT, to this share.
 CLOCK_EARNS, CLOCK_LIMIT = 0.8, 25.0
 
@@ -115,19 +119,23 @@ def train(
     `clock` gives monotonic seconds, for the wall limit of the fit; without one there is no limit.
 
     Raises:
-        ModelError: no device has enough rows.
+        ModelError: no device has enough rows, or there is more than the one that a two-sided cell takes.
     """
-    panel = _panel(_long_enough(histories))
+    if options.fit.cell == TWO_SIDED_CELL and len(histories) > 1:
+        raise ModelError(f"{TWO_SIDED_CELL} hears what follows, of one device and not of {len(histories)}")
+    panel = _panel(_long_enough(histories), options.fit.cell)
     fields = panel.seen.shape[2]
     var = _fit_linear(panel)
     residual = var.early * panel.to_sigma  # (X, T, N, F) sigma
     seen = panel.seen & _settled(panel)[:, :, :, None]  # (X, T, N, F)
     scale = _rms(residual[:, : panel.cut], seen[:, : panel.cut])  # (X, F)
-    result = _fit_net(panel, residual / scale[:, None, None], seen, options.fit, progress, clock)
+    inputs = _inputs(panel.readings)
+    result = _fit_net(panel, inputs, residual / scale[:, None, None], seen, options.fit, progress, clock)
 
     net = options.fit
     width = len(panel.horizons) * fields
-    config = NetworkConfig(net.cell, input_width(fields), net.hidden, net.layers, width)
+    config = config_for(net.cell, input_width(fields), net.hidden, net.layers, width)
+    network = steps_over(config, result.weights, inputs)
     tensors: dict[str, NDArray[Any]] = {
         **result.weights,
         "horizons": np.array(panel.horizons, np.int64),
@@ -138,9 +146,10 @@ def train(
     if len(var.clock):
         tensors["var.clock"] = var.clock
     # Corrections come out of the live step itself, so training and scoring cannot differ.
-    plain = _lines(panel, Forecaster(config, tensors))
+    plain = _lines(panel, Forecaster(config, tensors, network))
     tensors["gate"] = np.asarray(scale, np.float32).ravel()
-    correction = plain - _lines(panel, Forecaster(config, tensors))  # (E, T, N, F), 0 in the last line
+    # (E, T, N, F), 0 in the last line
+    correction = plain - _lines(panel, Forecaster(config, tensors, network))
     gate = _gate(correction[:-1, panel.cut :], residual[:, panel.cut :], seen[:, panel.cut :])  # (X, F)
     tensors["gate"] = np.asarray(gate * scale, np.float32).ravel()
     correction[:-1] *= gate[:, None, None]
@@ -180,7 +189,23 @@ def _long_enough(histories: Mapping[str, History]) -> dict[str, History]:
     return chosen
 
 
-def _panel(histories: Mapping[str, History]) -> Panel:
+def forecaster_for(candidate: Candidate, taught: History, whole: History | None) -> Forecaster:
+    """The candidate at work, any comparator too.
+
+    A cell that hears what follows needs all readings of its one device, `whole`, which begin with those that
+    were trained on, `taught`; others look at neither.
+
+    Raises:
+        ModelError: it needs them and they are not there.
+    """
+    config, tensors, inputs = candidate.config, candidate.tensors, None
+    if config.cell == TWO_SIDED_CELL and whole is not None:
+        rows = blank([taught], [(tensors["device.location"][0], tensors["device.scale"][0])])
+        inputs = _inputs(align(rows, [whole]))
+    return Forecaster(config, tensors, steps_over(config, tensors, inputs))
+
+
+def _panel(histories: Mapping[str, History], cell: str) -> Panel:
     listed = list(histories.values())
     total = max(len(h.time_s) for h in listed)
     cut = int(total * FIT_SHARE)
@@ -199,7 +224,8 @@ def _panel(histories: Mapping[str, History]) -> Panel:
         normal=normal,
         seen=readings.mask & normal[..., None],
         cut=cut,
-        horizons=horizons_for(total),
+        # Who hears what follows the next reading has heard all that lies further ahead.
+        horizons=(1,) if cell == TWO_SIDED_CELL else horizons_for(total),
     )
 
 
@@ -272,8 +298,15 @@ def _lines(panel: Panel, forecaster: Forecaster) -> Floats:
     return replay(rows, panel.readings, forecaster)
 
 
+def _inputs(readings: Aligned) -> Floats:
+    """What the cell is given of every reading: (N, T, I)."""
+    inputs = cell_inputs(readings.z, readings.mask, readings.gap_ratio)  # (T, N, I)
+    return np.ascontiguousarray(np.moveaxis(inputs, 0, 1))
+
+
 def _fit_net(
     panel: Panel,
+    inputs: Floats,
     residual: Floats,
     seen: NDArray[np.bool_],
     config: FitConfig,
@@ -281,9 +314,7 @@ def _fit_net(
     clock_s: Callable[[], float] | None,
 ) -> FitResult:
     """Teach the net to tell at row t what the linear forecasters will miss at rows t + h."""
-    readings = panel.readings
-    steps, devices, fields = readings.z.shape
-    inputs = cell_inputs(readings.z, readings.mask, readings.gap_ratio)  # (T, N, I)
+    steps, devices, fields = panel.readings.z.shape
     target = np.zeros((steps, devices, len(panel.horizons), fields), np.float32)
     known = np.zeros(target.shape, bool)
     for x, h in enumerate(panel.horizons):
@@ -293,7 +324,7 @@ def _fit_net(
         known[panel.cut - h : panel.cut, :, x] = False
     flat = devices, steps, len(panel.horizons) * fields
     return fit(
-        np.ascontiguousarray(np.moveaxis(inputs, 0, 1)),  # (N, T, I)
+        inputs,
         np.moveaxis(target, 0, 1).reshape(flat),
         np.moveaxis(known, 0, 1).reshape(flat),
         held_back_from=panel.cut,
@@ -313,12 +344,14 @@ def _rms(r: Floats, seen: NDArray[np.bool_]) -> Floats:
 def _gate(correction: Floats, residual: Floats, seen: NDArray[np.bool_]) -> Floats:
     """Weight per horizon and field in 0..1: cautious least squares of held-back residuals on corrections.
 
-    Arrays (X, T, N, F) -> (X, F).
+    Arrays (X, T, N, F) -> (X, F). 0 where the squared error falls by less than luck alone would have it fall.
     """
     rows = np.maximum(seen.sum(axis=(1, 2)), 1)  # (X, F)
     c, r = np.where(seen, correction, 0.0), np.where(seen, np.clip(residual, -5.0, 5.0), 0.0)
     product, energy = (c * r).sum(axis=(1, 2)), np.square(c).sum(axis=(1, 2))  # (X, F) each
-    return np.asarray(np.clip(product / (GATE_CAUTION * energy + 1e-6 * rows + 1e-12), 0.0, 1.0), np.float32)
+    weight = np.clip(product / (GATE_CAUTION * energy + 1e-6 * rows + 1e-12), 0.0, 1.0)
+    gain = (2 * weight * product - weight**2 * energy) / (np.square(r).sum(axis=(1, 2)) + 1e-12)
+    return np.asarray(np.where(gain >= LUCK / rows, weight, 0.0), np.float32)
 
 
 def _precision(lines: Floats, seen: NDArray[np.bool_]) -> Floats:

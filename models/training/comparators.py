@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gruard.models.forecaster import Steps
+
     Floats: TypeAlias = NDArray[np.float32]
 
 TWO_SIDED_CELL = "bigru"
@@ -81,15 +83,41 @@ class OfflineConfig(NetworkConfig):
         return {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
 
 
+def config_for(cell: str, inputs: int, hidden: int, layers: int, outputs: int) -> NetworkConfig:
+    """Shape of a network of any cell, live or offline. Raises ModelError for a wrong name or number."""
+    if cell in CELLS:
+        return NetworkConfig(cell, inputs, hidden, layers, outputs)
+    if cell in OFFLINE_CELLS:
+        return OfflineConfig(cell, inputs, hidden, layers, outputs)
+    raise ModelError(f"cell {cell!r} is unknown: it must be one of {', '.join(CELLS + OFFLINE_CELLS)}")
+
+
 def build(
     cell: str, inputs: int, hidden: int, layers: int, outputs: int, dropout: float = 0.0
 ) -> SequenceNetwork:
     """A fresh network of any cell, live or offline. Raises ModelError for an unknown name or bad number."""
-    if cell in CELLS:
-        return RecurrentForecaster(NetworkConfig(cell, inputs, hidden, layers, outputs), dropout)
-    if cell in OFFLINE_CELLS:
-        return _NETWORKS[cell](OfflineConfig(cell, inputs, hidden, layers, outputs), dropout)
-    raise ModelError(f"cell {cell!r} is unknown: it must be one of {', '.join(CELLS + OFFLINE_CELLS)}")
+    config = config_for(cell, inputs, hidden, layers, outputs)
+    if isinstance(config, OfflineConfig):
+        return _NETWORKS[cell](config, dropout)
+    return RecurrentForecaster(config, dropout)
+
+
+def steps_over(config: NetworkConfig, tensors: Mapping[str, Floats], inputs: Floats | None) -> Steps | None:
+    """What a Forecaster hears where its cell is a comparator; None where it is a live one.
+
+    inputs (1, T, I): all that will be stepped through, for a cell that hears what follows.
+
+    Raises:
+        ModelError: the weights among the tensors do not fit, or a two-sided cell has no inputs.
+    """
+    if not isinstance(config, OfflineConfig):
+        return None
+    network = OfflineNetwork(config, {name: tensors[name] for name in config.weight_shapes()})
+    if config.cell != TWO_SIDED_CELL:
+        return network
+    if inputs is None:
+        raise ModelError(f"{config.cell} needs the readings that follow: it can score a recording only")
+    return Hindsight(network, inputs)
 
 
 class WindowMLP(SequenceNetwork):
@@ -234,7 +262,7 @@ class OfflineNetwork:
 
     def __init__(self, config: OfflineConfig, weights: Mapping[str, Floats]) -> None:
         check_weights(config, weights)
-        self.config = config
+        self.config: NetworkConfig = config
         with torch.device("meta"):  # draws no random weights, which nobody would see
             self._network = _NETWORKS[config.cell](config)
         tensors = {name: torch.from_numpy(weight.copy()) for name, weight in weights.items()}
@@ -271,6 +299,23 @@ class OfflineNetwork:
             for rows, part in self._network.run(_tensor(x[series])):
                 y[series, rows] = part.numpy()
         return y
+
+
+class Hindsight:
+    """A two-sided network driven reading by reading: its outputs for one device's readings are there before.
+
+    The first number of the state counts readings, which must be those of `inputs` (1, T, I) in their order.
+    """
+
+    def __init__(self, network: OfflineNetwork, inputs: Floats) -> None:
+        self.config: NetworkConfig = network.config
+        self._outputs = network.hindsight(inputs)[0]  # (T, O)
+
+    def step(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:  # noqa: ARG002 -- x was given before
+        """Outputs (B, O) of the reading that the state (B, W) stands before, and the state behind it."""
+        after = state.copy()
+        after[:, 0] += 1.0
+        return self._outputs[state[:, 0].astype(np.int64)], after
 
 
 def _tensor(array: Floats) -> torch.Tensor:

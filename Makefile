@@ -22,7 +22,7 @@ $(shell rm -f .venv/.ready .venv/.ready-check)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel check bench clean
+.PHONY: help demo test test-wheel check bench quality clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -33,7 +33,8 @@ demo: .venv/.ready ## watch gruard guard this machine and a simulated pump fleet
 	$(BIN)/gruard demo $(ARGS)
 
 test: .venv/.ready ## run the tests; the whole suite must also cover 90 % of the pure code
-	@bash .ci/system-packages mosquitto=mosquitto mosquitto_pub=mosquitto-clients promtool=prometheus openssl=openssl
+	@bash .ci/system-packages mosquitto=mosquitto mosquitto_pub=mosquitto-clients promtool=prometheus openssl=openssl \
+		chromium=chromium
 ifneq ($(strip $(ARGS)),)
 	$(BIN)/pytest $(ARGS)
 else
@@ -62,8 +63,13 @@ check: .venv/.ready-check ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p gruard.daemon -p gruard.models
 
-bench: .venv/.ready ## run every benchmark, one by one
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: .venv/.ready ## measure speed and memory, one benchmark after the other
+	@for name in cells scoring memory family; do \
+		echo "== bench/bench_$$name.py"; $(BIN)/python "bench/bench_$$name.py" || exit 1; done
+
+quality: .venv/.ready ## measure detection on labelled recordings, beside the peers (hours; ARGS=--help tells more)
+	@$(PIP) --no-build-isolation -e '.[peers]'
+	$(BIN)/python bench/bench_quality.py $(ARGS)
 
 clean: ## remove everything that is made here, .venv too
 	rm -rf .venv .venv-wheel .typing build dist *.egg-info .coverage .coverage.* coverage.xml

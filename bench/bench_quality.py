@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 from quality import table
 from quality.contenders import SPAN, ConfigError, contenders, seeds_of
 from quality.figures import figures, smoothed
@@ -33,18 +34,43 @@ from quality.run import Runner, Unit
 from quality.suites import RANKED, SUITES, RecordingsError, check, load
 from quality.trace import version_of
 
+from gruard.models import calibration
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from quality.trace import Contender
 
-#: What is changed of the default detector, one line of the table each: name -> DetectorConfig(**kwargs).
+
+def in_sample_only(final: NDArray[Any], _held_back: NDArray[Any] | None = None) -> tuple[Any, Any]:
+    """Calibration by the rows that the scoring model was fitted on."""
+    return _FIT(final)
+
+
+_FIT = calibration.fit
+#: What is changed of the default detector, one line of the table each: settings of DetectorConfig, or
+#: constants of modules below gruard.models. Their first seed is compared with gruard's own.
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "no recurrent part": {"training.candidate.LUCK": float("inf")},
     "cell lstm": {"cell": "lstm"},
     "cell rnn": {"cell": "rnn"},
-    "hidden 16": {"hidden": 16},
-    "hidden 64": {"hidden": 64},
+    "horizon 1 only": {"forecaster.HORIZONS": (1,)},
+    "scale 1 only": {"evidence.SCALES": (1,), "evidence.ALPHAS": np.ones(1, np.float32)},
+    "no scale 60": {
+        "evidence.SCALES": (1, 4, 16),
+        "evidence.ALPHAS": np.array([2 / (k + 1) for k in (1, 4, 16)], np.float32),
+    },
+    "no held-back calibration": {"calibration.fit": in_sample_only},
+    "no afterglow": {"calibration.MOST_GLOW": np.float32(0.0)},
+    "low whitening floor": {"evidence.FLOOR": 0.3},
+    "no clock": {"training.candidate.CLOCK_EARNS": 0.0},
+    "baseline never kept": {"enrolment.MAY_LOSE": float("inf")},
+    "alarm without budget": {"alarm.GROWTH": 1.0, "alarm.LONGEST": 10**9},
+    "alarm without fading": {"alarm.FADED": 0.0},
 }
+#: Ablations say nothing new there, and it is the longest suite.
+NOT_ABLATED = "nab25"
 
 ROOT = Path(__file__).resolve().parent.parent
 BAD_CONFIG = 78  # sysexits.h: EX_CONFIG
@@ -63,7 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner = Runner(options.folder, options.cache, options.cap)
     suites = options.suite or list(SUITES)
     seeds = range(options.seeds)
-    units = [Unit(c, suite, s) for c in chosen for suite in suites for s in seeds_of(c, seeds)]
+    units = [
+        Unit(c, suite, s)
+        for c in chosen
+        for suite in suites
+        if not (c.kind == "ablation" and suite == NOT_ABLATED)
+        for s in seeds_of(c, seeds)
+    ]
     try:
         reasons = run_all(runner, units, options.jobs)
         document = documented(runner, chosen, suites, list(seeds), reasons)
@@ -145,6 +177,8 @@ def documented(
         line = _line(contender, contender.name, derived=False)
         behind_mean = _line(contender, f"{contender.name}, mean of {SPAN}", derived=True)
         for suite in suites:
+            if contender.kind == "ablation" and suite == NOT_ABLATED:
+                continue
             units = [Unit(contender, suite, seed) for seed in seeds_of(contender, seeds)]
             told = next((reasons[u.label] for u in units if u.label in reasons), "")
             if told:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import FIT_SHARE, History, align, blank, mean_error, normal_rows
 from gruard.models.training.candidate import TrainingOptions, train
+from gruard.models.training.cleaning import abnormal_rows
 from gruard.models.training.fit import FitConfig
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def main() -> int:
 def run_round(request: TrainRequest) -> TrainOutcome:
     """Train a candidate, judge it against the live model, and write it when it is good enough."""
     histories = _histories(request)
+    clean, left_out = _cleaned(histories, request.seed)
     net = FitConfig(
         cell=request.cell,
         hidden=request.hidden,
@@ -59,18 +62,20 @@ def run_round(request: TrainRequest) -> TrainOutcome:
     )
     try:
         options = TrainingOptions(net, request.budget)
-        candidate = train(histories, options, clock=time.monotonic)
+        candidate = train(clean, options, clock=time.monotonic)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
     folder = Path(request.directory) / MODELS
     if request.parent is not None:
-        verdict = _compare(histories, candidate, folder, request.parent)
+        verdict = _compare(clean, candidate, folder, request.parent)
         if verdict:
             return TrainOutcome(request.group, "rejected", verdict)
     package = _seal(request, candidate, histories)
     folder.mkdir(mode=0o700, exist_ok=True)
     weights.write(folder, package)
     reason = f"skill {candidate.skill:.3f} against the baseline on {len(candidate.devices)} devices"
+    if left_out:
+        reason += f"; {left_out} readings left out as abnormal in hindsight"
     return TrainOutcome(request.group, "promoted", reason, package.manifest.id)
 
 
@@ -85,6 +90,16 @@ def _histories(request: TrainRequest) -> dict[str, History]:
                 normal = (rows.flags[early] & IN_ALARM) == 0
                 histories[device] = History(rows.time_s[early], rows.values[early], normal)
     return histories
+
+
+def _cleaned(histories: dict[str, History], seed: int) -> tuple[dict[str, History], int]:
+    """The histories with rows marked that were abnormal in hindsight, and how many these are."""
+    try:
+        flags = abnormal_rows(histories, seed)
+    except ModelError:
+        return histories, 0  # too little to judge by
+    clean = {name: replace(h, normal=h.normal & ~flags[name]) for name, h in histories.items()}
+    return clean, sum(int((h.normal & flags[name]).sum()) for name, h in histories.items())
 
 
 def _compare(histories: dict[str, History], candidate: Candidate, folder: Path, parent: str) -> str:

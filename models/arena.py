@@ -65,8 +65,6 @@ class _Block:
     columns: dict[str, Column]
     places: dict[str, _Place]
     matrices: dict[str, NDArray[Any]] = field(default_factory=dict)  # type -> (D, width)
-    #: Rows of devices that stand next to each other, by (first slot, B): views, so they stay true.
-    runs: dict[tuple[int, int], Rows] = field(default_factory=dict)
 
 
 class Arena:
@@ -76,6 +74,8 @@ class Arena:
         self._blocks = {name: _placed(dict(columns)) for name, columns in blocks.items()}
         self._block_of = {name: block for block in self._blocks.values() for name in block.columns}
         self._free: list[int] = []
+        #: Rows of devices that stand next to each other, by (block, first slot, B): views, so they stay true.
+        self._runs: dict[tuple[str, int, int], Rows] = {}
         self.capacity = 0  # D
         # In the order in which the bytes lie: columns that change places are another layout.
         every = [(name, column) for b in self._blocks.values() for name, column in b.columns.items()]
@@ -92,6 +92,10 @@ class Arena:
     def __len__(self) -> int:
         """Devices that hold a slot."""
         return self.capacity - len(self._free)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a copied view would be a view of nothing."""
+        return self.__dict__ | {"_runs": {}}
 
     def allocate(self) -> int:
         """Give out a slot with every column at its fill value."""
@@ -120,12 +124,12 @@ class Arena:
         held, first = self._blocks[block], int(slots[0])
         count = len(slots)
         if count == 1 or (int(slots[-1]) - first == count - 1 and bool((np.diff(slots) == 1).all())):
-            rows = held.runs.get((first, count))
+            rows = self._runs.get((block, first, count))
             if rows is None:
-                if len(held.runs) > self.capacity:
-                    held.runs.clear()
+                if len(self._runs) > self.capacity:
+                    self._runs.clear()
                 views = {t: matrix[first : first + count] for t, matrix in held.matrices.items()}
-                rows = held.runs[first, count] = Rows(views, held.places)
+                rows = self._runs[block, first, count] = Rows(views, held.places)
             return rows
         return Rows({t: matrix[slots] for t, matrix in held.matrices.items()}, held.places)
 
@@ -177,8 +181,8 @@ class Arena:
         return [(name, matrix) for name, b in self._blocks.items() for matrix in b.matrices.values()]
 
     def _grow(self, capacity: int) -> None:
+        self._runs.clear()
         for block in self._blocks.values():
-            block.runs.clear()
             for dtype in sorted({place.dtype for place in block.places.values()}):
                 places = {n: p for n, p in block.places.items() if p.dtype == dtype}
                 width = max(place.end for place in places.values())

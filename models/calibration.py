@@ -27,8 +27,7 @@ QUANTILE = 0.995
 POWER = 4
 #: Least width of (q - med), in sigma and as a share of med: a constant signal must not divide by zero.
 FLOOR, FLOOR_SHARE = 1e-3, 0.05
-#: Share of the newest u^4 in the afterglow: a mean over 16 readings, as sharp as the one over streams. And the
-#: largest u that enters it.
+#: Share of the newest u^4 in the afterglow, a mean over 16 readings; and the largest u that enters it.
 GLOW, MOST_GLOW = np.float32(2.0 / 17.0), np.float32(1e4)
 #: Readings an alarm lasts at least, roughly: excesses come in runs of about the middle scale.
 RUN_LENGTH = 30.0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gruard.models import Detector, DetectorConfig
+from gruard.models.training import candidate as gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -405,7 +406,7 @@ def test_gruard_trace_is_what_a_user_of_the_library_gets() -> None:
     x = readings(220)
     x[180:200] += 3.0
     one = suites.Stream("s", np.arange(220) * 60.0, x, np.zeros(220, bool), 120, ())
-    got = contenders.gruard_trace({"hidden": 16}, one, 1, 60.0)
+    got = contenders.gruard_trace({"hidden": 16}, {}, one, 1, 60.0)
     detector = Detector(fields=2, warmup=120, config=DetectorConfig(seed=1, hidden=16))
     by_hand = [detector.update(t, row) for t, row in zip(one.time_s.tolist(), x, strict=True)]
     assert got.values.tolist() == [s.value for s in by_hand]
@@ -416,11 +417,24 @@ def test_gruard_trace_is_what_a_user_of_the_library_gets() -> None:
     assert got.fit_seconds > 0.0
 
 
+def test_patched_constant_is_put_back_and_a_misspelt_one_is_an_error() -> None:
+    """An ablation changes the detector for its own run only."""
+    before = gate.LUCK
+    with contenders.patched({"training.candidate.LUCK": 1.0}):
+        assert gate.LUCK == 1.0
+    assert before == gate.LUCK
+    with (
+        pytest.raises(contenders.ConfigError, match="no LUK"),
+        contenders.patched({"training.candidate.LUK": 1}),
+    ):
+        pass
+
+
 def test_gruard_trace_that_takes_too_long_ends() -> None:
     """A detector stops when its time is up."""
     one = suites.Stream("s", np.arange(220.0), readings(220), np.zeros(220, bool), 120, ())
     with pytest.raises(trace.TooSlowError):
-        contenders.gruard_trace({}, one, 0, -1.0)
+        contenders.gruard_trace({}, {}, one, 0, -1.0)
 
 
 @pytest.fixture(params=["river HalfSpaceTrees", "river OneClassSVM", "pysad LODA", "deep-river LSTM-AE"])

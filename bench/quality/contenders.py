@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from gruard.models import Detector, DetectorConfig
 from gruard.models.quality import controls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from quality.suites import Stream
@@ -85,33 +87,67 @@ def contenders(ablations: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     return [*own, *simple, *others]
 
 
-def _own(name: str, kind: str, kwargs: Mapping[str, Any]) -> Contender:
+@contextmanager
+def patched(patches: Mapping[str, Any]) -> Iterator[None]:
+    """Constants of the detector changed for a while: `module.NAME` below gruard.models -> value.
+
+    Raises:
+        ConfigError: there is no such constant.
+    """
+    before = []
+    for path, value in patches.items():
+        module_name, _, name = path.rpartition(".")
+        module = importlib.import_module(f"gruard.models.{module_name}")
+        if not hasattr(module, name):
+            raise ConfigError(f"gruard.models.{module_name} has no {name}")
+        before.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            setattr(module, name, value)
+
+
+def _own(name: str, kind: str, settings_or_patches: Mapping[str, Any]) -> Contender:
+    patches = {key: value for key, value in settings_or_patches.items() if "." in key}
+    kwargs = {key: value for key, value in settings_or_patches.items() if key not in patches}
+    with patched(patches):
+        pass  # a misspelt constant is told before anything runs
     unknown = sorted(set(kwargs) - {f.name for f in fields(DetectorConfig)})
     if unknown:
         raise ConfigError(f"ablation {name!r}: DetectorConfig has no {', '.join(unknown)}")
     if "seed" in kwargs:
         raise ConfigError(f"ablation {name!r}: the seed is not a setting to leave out")
-    settings = asdict(DetectorConfig(**kwargs))
+    settings = asdict(DetectorConfig(**kwargs)) | {
+        key: getattr(value, "__name__", str(value)) for key, value in patches.items()
+    }
     del settings["seed"]
     sources = sorted([*MODELS.glob("*.py"), *MODELS.glob("training/*.py"), HERE / "contenders.py"])
     return Contender(
         name,
         kind,
         settings,
-        partial(gruard_trace, dict(kwargs)),
+        partial(gruard_trace, dict(kwargs), patches),
         tuple(sources),
         ("numpy", "torch"),
-        several_seeds=True,
+        several_seeds=kind == "gruard",
     )
 
 
-def gruard_trace(kwargs: Mapping[str, Any], stream: Stream, seed: int, seconds_left: float) -> Trace:
+def gruard_trace(
+    kwargs: Mapping[str, Any], patches: Mapping[str, Any], stream: Stream, seed: int, seconds_left: float
+) -> Trace:
     """Feed a stream to the public detector, as a user of the library would.
 
     The row that follows the warm-up trains; its cost is `fit_seconds`. A copy made just behind it is shown
     the warm-up rows a second time, whole weeks later, for their in-sample scores.
     """
-    watch = Stopwatch(seconds_left)
+    with patched(patches):
+        return _trace(kwargs, stream, seed, Stopwatch(seconds_left))
+
+
+def _trace(kwargs: Mapping[str, Any], stream: Stream, seed: int, watch: Stopwatch) -> Trace:
     detector = Detector(
         fields=stream.values.shape[1], warmup=stream.warmup, config=DetectorConfig(seed=seed, **kwargs)
     )
@@ -123,7 +159,7 @@ def gruard_trace(kwargs: Mapping[str, Any], stream: Stream, seed: int, seconds_l
             watch.lap()
         score = detector.update(time_s, x)
         values[row], alarms[row] = score.value, score.alarm
-        onsets[row] = getattr(score, "onset", score.value)
+        onsets[row] = score.onset
         if row == stream.warmup:
             fit_seconds = watch.lap()
             twin = copy.deepcopy(detector)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruard.daemon import __version__, cli_backtest
+from gruard.daemon import __version__, cli_backtest, cli_tune
 from gruard.daemon.errors import BrokerError, ConfigError, GruardError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = with_config(add("backtest", cli_backtest.backtest, cli_backtest.TEXT))
     cli_backtest.add_arguments(sub)
+    cli_tune.add_arguments(with_config(add("tune", cli_tune.tune, cli_tune.TEXT)))
 
     for name, command, text in (
         ("devices", _devices, "List the devices that the state directory knows."),

@@ -16,11 +16,10 @@ from gruard.daemon.backtest import terminal
 from gruard.daemon.backtest.measures import total
 from gruard.daemon.backtest.networks import network_for
 from gruard.daemon.backtest.page import page
-from gruard.daemon.backtest.readings import load
+from gruard.daemon.backtest.readings import chosen, load
 from gruard.daemon.backtest.report import Report, as_json
 from gruard.daemon.backtest.run import Options, plan, run
 from gruard.daemon.backtest.wording import plain
-from gruard.daemon.config_errors import closest
 from gruard.daemon.errors import ConfigError
 from gruard.models.detector import LEAST_WARMUP, DetectorConfig
 from gruard.models.errors import ModelError
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from gruard.daemon.backtest.networks import Network
     from gruard.daemon.backtest.run import Finished, Plan
-    from gruard.daemon.backtest.series import Series
     from gruard.daemon.settings import Settings
 
 #: Exit statuses, and what a shell expects of a program that was interrupted.
@@ -100,7 +98,7 @@ def backtest(settings: Settings, request: Request) -> int:
     network = network_for(request.model or settings.model.cell)
     options = _options(settings, request, network)
     folder = _folder(request)
-    series = _chosen(request, load(request.path, request.labels, request.exclude))
+    series = chosen(request.path, request.devices, load(request.path, request.labels, request.exclude))
     planned = plan(series, options)
     if not planned.batches:
         raise ConfigError(_why_nothing(request, planned.skipped))
@@ -191,16 +189,6 @@ def _folder(request: Request) -> Path | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--out: {folder}: cannot be written to")
     return folder
-
-
-def _chosen(request: Request, series: list[Series]) -> list[Series]:
-    names = [one.name for one in series]
-    for name in request.devices:
-        if name not in names:
-            guess = closest(name, names)
-            meant = f', did you mean "{guess}"?' if guess else f" (found: {', '.join(names[:12])})"
-            raise ConfigError(f'--device: {request.path} has no device "{name}"{meant}')
-    return [one for one in series if not request.devices or one.name in request.devices]
 
 
 def _run_all(planned: Plan, options: Options, told: Console) -> _Work:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gruard.daemon.backtest.archives import read_archive
 from gruard.daemon.backtest.stored import read_database
 from gruard.daemon.backtest.tables import read_table
+from gruard.daemon.config_errors import closest
 from gruard.daemon.edges.database import DATABASE_NAME
 from gruard.daemon.errors import ConfigError
 
@@ -43,6 +44,21 @@ def load(path: Path, labels: str | None = None, exclude: Sequence[str] = ()) -> 
     if not files:
         raise ConfigError(f"{path}: holds no .csv or .npz file and no {DATABASE_NAME}")
     return _distinct([(file, _load_file(file, labels, exclude)) for file in files])
+
+
+def chosen(path: Path, names: Sequence[str], series: Sequence[Series]) -> list[Series]:
+    """The series that were asked for with --device; all of them when none was named.
+
+    Raises:
+        ConfigError: there is no such device; one sentence.
+    """
+    known = [one.name for one in series]
+    for name in names:
+        if name not in known:
+            guess = closest(name, known)
+            meant = f', did you mean "{guess}"?' if guess else f" (found: {', '.join(known[:12])})"
+            raise ConfigError(f'--device: {path} has no device "{name}"{meant}')
+    return [one for one in series if not names or one.name in names]
 
 
 def _load_file(path: Path, labels: str | None, exclude: Sequence[str]) -> list[Series]:

@@ -296,7 +296,7 @@ def test_trained_rows_of_original_and_copy_are_the_same(
 
 def test_prepare_goes_by_labels_where_there_are_enough() -> None:
     """Labels are used as they are: each block has whole anomalies, and nothing is put in."""
-    events = [(1100, 1120), *((first, first + 20) for first in (1540, 1640, 1720, 1800, 1900))]
+    events = [(1100, 1120), *((first, first + 20) for first in (1530, 1630, 1730, 1830, 1930))]
     ground = prepare(Path("x"), [series(2000, labels=events)], 400, 0)
     assert ground.labelled
     assert places(ground.confirm(0)) == 5
@@ -304,6 +304,13 @@ def test_prepare_goes_by_labels_where_there_are_enough() -> None:
     assert part.faulty is None
     assert part.series.labels is not None
     assert [part.series.labels[a:b].sum() for a, b in part.blocks] == [21] * 5
+
+
+def test_parts_leave_out_where_nearly_all_is_anomalous() -> None:
+    """A block without normal rows would rank perfectly whatever the scores are."""
+    select, confirm = parts([series(2000, labels=[(990, 1480), (1600, 1700)])], labelled=True)
+    assert select == []
+    assert [part.blocks for part in confirm] == [((1500, 2000),)]
 
 
 def test_prepare_few_labels_are_told_and_kept_away_from() -> None:

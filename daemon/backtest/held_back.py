@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from gruard.daemon.backtest.alerts import raise_alerts
+from gruard.daemon.backtest.gain import LEAST_PLACES
 from gruard.models.history import History, usual_gap
 from gruard.models.plants.faults import inject_all, schedule
 from gruard.models.quality.episodes import GRACE
@@ -95,7 +96,7 @@ def parts(series: Sequence[Series], *, labelled: bool) -> tuple[list[Part], list
 
     With `labelled` a block is a stretch with a labelled anomaly; otherwise one without.
     """
-    most = math.ceil(PLACES / max(len(series), 1))
+    most = max(math.ceil(PLACES / max(len(series), 1)), LEAST_PLACES)
     select: list[Part] = []
     confirm: list[Part] = []
     for one in series:
@@ -124,14 +125,17 @@ def _between_labels(series: Series, first: int, most: int) -> list[tuple[int, in
 
 
 def _around_labels(series: Series, first: int, most: int) -> list[tuple[int, int]]:
-    """Blocks that each hold whole labelled anomalies, about as many in each."""
+    """Blocks that each hold whole labelled anomalies, about as many in each, and MARGIN normal rows or more.
+
+    Where nearly everything is anomalous, every ranking is nearly perfect.
+    """
     if series.labels is None:
         return []
     events = [(a + first, b + first) for a, b in segments(series.labels[first:])]
     groups = [g for g in np.array_split(np.array(events, int).reshape(-1, 2), most) if len(g)]
     cuts = [(int(a[-1, 1]) + int(b[0, 0]) + 1) // 2 for a, b in pairwise(groups)]
     edges = [first, *cuts, series.rows] if groups else []
-    return list(pairwise(edges))
+    return [(a, b) for a, b in pairwise(edges) if (~series.labels[a:b]).sum() >= MARGIN]
 
 
 def with_faults(held: Sequence[Part], seed: Sequence[int]) -> list[Part]:

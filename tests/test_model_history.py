@@ -127,7 +127,7 @@ def test_rows_to_use_device_that_was_always_in_alarm_learns_from_that() -> None:
 
 
 def test_mean_error_is_bounded_and_of_what_was_seen() -> None:
-    """One wild residual counts 5, what is missing counts nothing, and nothing seen is as bad as the spread."""
+    """One wild residual counts 5, what is missing counts nothing, and nothing seen is as bad as 1 sigma."""
     r = np.array([[1.0, -3.0], [1e9, 7.0]], np.float32)
     mask = np.array([[True, True], [True, False]])
     assert mean_error(r, mask) == pytest.approx((1 + 3 + 5) / 3)

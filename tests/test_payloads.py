@@ -121,7 +121,7 @@ def test_state_payload_warming_device_has_null_score() -> None:
     """A device without a score yet says null, not 0."""
     values = np.array([1.0, np.nan])
     first = reading("d", 5.0, {"a": 1.0})
-    scored = Scored(first, "g", ("a", "b"), values, math.nan, math.nan, "warming", alarm=False)
+    scored = Scored(first, "g", ("a", "b"), values, math.nan, math.nan, 0.0, "warming", alarm=False)
     body = json.loads(state_payload(scored, alert_id="", model="baseline"))
     assert body["score"] is None
     assert body["threshold"] is None
@@ -133,7 +133,7 @@ def test_state_payload_warming_device_has_null_score() -> None:
 def test_state_payload_alarm_carries_the_alert_id() -> None:
     """State and alert can be joined by id."""
     first = reading("d", 5.0, {"a": 1.0})
-    scored = Scored(first, "g", ("a",), np.array([1.0]), 0.9, 0.8, "ready", alarm=True)
+    scored = Scored(first, "g", ("a",), np.array([1.0]), 0.9, 0.8, 0.0, "ready", alarm=True)
     body = json.loads(state_payload(scored, alert_id="abc", model="m1"))
     assert (body["alarm"], body["alert"], body["model"]) == (True, "abc", "m1")
 

@@ -162,7 +162,7 @@ def train_inline(
     names = [f"{n:06d}" for n in range(len(trusted))]
     c = config
     net = FitConfig(cell=c.cell, hidden=c.hidden, layers=c.layers, dropout=c.dropout, seed=c.seed)
-    options = TrainingOptions(net, config.budget)
+    options = TrainingOptions(net, config.budget, vouched=True)
     candidate = train(dict(zip(names, trusted, strict=True)), options)
     group.adopt(forecaster_for(candidate, trusted[0], whole), "inline")
     fitted = fitted_devices(candidate.devices, candidate.tensors)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 #: The model may take over when its held-back error is at most this multiple of the baseline's. Far from 1:
 #: forecast skill does not rank detectors, and a baseline that follows every fault forecasts it well.
 MAY_LOSE = 2.5
-#: A device that the baseline judges has its alarm level widened by 1 + UNSEEN / T after T rows: fifty
-#: readings of a machine that switches once a minute have not seen all it does, and a false alarm on the first
-#: evening is never forgiven.
+#: The level above which an alarm opens is widened by 1 + UNSEEN / T after T rows that nobody vouches for:
+#: fifty readings of a machine that switches once a minute have not seen all it does, and a false alarm on
+#: the first evening is never forgiven.
 UNSEEN = 200.0
 
 
@@ -103,7 +103,7 @@ def enrol(
         elif mix is not None:
             u = _calibrate_baseline(state, n, readings.z[own, n], readings.mask[own, n], mix[own, n], history)
             one = None  # noqa: PLW2901 -- what the trainer fixed is for the model
-        _settle(state, n, u, history, budget, one, widen=not ready[n])
+        _settle(state, n, u, history, budget, one)
     return state, ready
 
 
@@ -250,8 +250,6 @@ def _settle(
     history: History,
     budget: Budget,
     known: Fitted | None,
-    *,
-    widen: bool,
 ) -> None:
     """Start alarm, onset and afterglow of device n from its u (T, 2) so far."""
     alarm.reset(state["alarm"][n])
@@ -264,7 +262,12 @@ def _settle(
     _, held, _ = rows_to_use(history.normal)
     rate = budget.rate(float(state["usual_gap_s"][n]))
     level = calibration.alarm_level(alarm.slow_mean(u[:, 0])[held], rate, budget.least_level)
-    state["level"][n] = level * (1.0 + UNSEEN / len(u)) if widen else level
+    state["level"][n] = level * unseen_factor(len(u))
+
+
+def unseen_factor(rows: int) -> float:
+    """What an alarm level is widened by after so many rows that nobody vouches for."""
+    return 1.0 + UNSEEN / rows
 
 
 def _fresh(columns: Mapping[str, Column], devices: int) -> State:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gruard.models import alarm, baseline_lines, calibration, clock, evidence, judge, linear, memory
-from gruard.models.enrolment import Fitted, distance_series, replay, replay_baseline, u_series
+from gruard.models.enrolment import (
+    Fitted,
+    distance_series,
+    replay,
+    replay_baseline,
+    u_series,
+    unseen_factor,
+)
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster, cell_inputs, horizons_for, input_width
 from gruard.models.history import (
@@ -52,6 +59,8 @@ GATE_CAUTION = 1.1
 #: The share of the squared error of n rows that a useless correction explains stays under LUCK / n in 99 of
 #: 100 cases (chi squared, 1 degree of freedom); the net must explain more to be heard in a field.
 LUCK = 6.6
+#: A device's range of normal is at least the one that this share of its group keeps within.
+BORROWED = 0.75
 #: The clock is used where it lowers the held-back squared error, each held within CLOCK_LIMIT, to this share.
 CLOCK_EARNS, CLOCK_LIMIT = 0.8, 25.0
 
@@ -62,6 +71,7 @@ class TrainingOptions:
 
     fit: FitConfig
     budget: Budget
+    vouched: bool = False  # somebody says that the histories show all that is normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ def train(
     early_lines = np.concatenate([var.early - correction[:-1] / panel.to_sigma, panel.early.z[None]])
     tensors["precision"] = _precision(lines, panel.seen)
 
-    fitted = _fit_devices(panel, lines, early_lines, tensors["precision"], options.budget)
+    fitted = _fit_devices(panel, lines, early_lines, tensors["precision"], options)
     tensors |= _device_tensors(fitted)
     report: dict[str, float | int | str] = {
         "steps": result.steps_done,
@@ -364,13 +374,20 @@ def _precision(lines: Floats, seen: NDArray[np.bool_]) -> Floats:
     )
 
 
-def _fit_devices(panel: Panel, lines: Floats, early_lines: Floats, P: Floats, budget: Budget) -> list[Fitted]:
+def _fit_devices(
+    panel: Panel, lines: Floats, early_lines: Floats, P: Floats, options: TrainingOptions
+) -> list[Fitted]:
     """Calibrate every device: lines (E, T, N, F) of the model that will score and of the honest one."""
     early_P = _precision(early_lines[:, : panel.cut], panel.seen[: panel.cut])
     mix = _baseline_forecasts(panel)
-    return [
-        _fit_device(panel, n, lines[:, :, n], early_lines[:, :, n], mix[:, n], (P, early_P), budget)
+    own = [
+        _fit_device(panel, n, lines[:, :, n], early_lines[:, :, n], mix[:, n], (P, early_P), options)
         for n in range(len(panel.names))
+    ]
+    # What one device has not shown yet, another has: nobody is held to less than most of the group are.
+    group = np.quantile([f.quantile - f.median for f in own], BORROWED, axis=0)  # (E, K)
+    return [
+        replace(f, quantile=np.asarray(np.maximum(f.quantile, f.median + group), np.float32)) for f in own
     ]
 
 
@@ -389,7 +406,7 @@ def _fit_device(
     early_lines: Floats,
     mix: Floats,
     whiteners: tuple[Floats, Floats],
-    budget: Budget,
+    options: TrainingOptions,
 ) -> Fitted:
     """Calibrate device n: lines (E, T, F) of both models, mix (T, F)."""
     total, length = len(panel.seen), len(panel.histories[n].time_s)
@@ -410,7 +427,8 @@ def _fit_device(
         )
     )
     u = u_series(e_held, med, q, judge.weights(len(lines)))[:, 0]
-    rate = budget.rate(float(panel.scaling["usual_gap_s"][n]))
+    rate = options.budget.rate(float(panel.scaling["usual_gap_s"][n]))
+    level = calibration.alarm_level(alarm.slow_mean(u)[held], rate, options.budget.least_level)
     baseline_error = mean_error((z - mix[own])[held], seen[held])
     residual = early_lines[0, own] * panel.to_sigma[n]
     return Fitted(
@@ -418,7 +436,7 @@ def _fit_device(
         scale=panel.scaling["scale"][n],
         median=med,
         quantile=q,
-        level=calibration.alarm_level(alarm.slow_mean(u)[held], rate, budget.least_level),
+        level=level if options.vouched else level * unseen_factor(length),
         skill=1.0 - mean_error(residual[held], seen[held]) / max(baseline_error, 1e-6),
     )
 

@@ -3,9 +3,9 @@
     python bench/bench_scoring.py [--fields 8] [--seconds 20]
 
 "one device" is `Detector.update`; a batch is `GroupScorer.score` of that many devices with a reading each,
-in a run of slots and in a drawn order. The torch column is what the bare recurrent step of the same width takes
-there: no scaling, no forecast, no evidence, no alarm. Turns are taken, and the lower decile is told. A fit is
-CPU time, training apart from scoring, of one device with 400 readings and of a group of 50 with as many.
+in a run of slots and in a drawn order. The torch column is what the bare recurrent step of the same width
+takes there: no scaling, no forecast, no evidence, no alarm. Turns are taken, and the lower decile is told. A
+fit is CPU time, without the scoring, of one device with 400 readings and of a group of 50 with as many.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def orthogonal(model: SequenceNetwork, gain: float = 1.0) -> None:
     """
     for name, weight in model.named_parameters():
         if "weight_hh" in name:
-            for block in weight.split(model.config.hidden):
+            for block in weight.split(model.config.hidden):  # type: ignore[no-untyped-call]
                 nn.init.orthogonal_(block, gain)
 
 

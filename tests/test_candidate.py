@@ -9,12 +9,13 @@ from support_models import quick_candidate
 
 from gruard.models import memory
 from gruard.models.arena import fresh
-from gruard.models.calibration import LEVEL_HIGH, LEVEL_LOW
-from gruard.models.enrolment import fitted_devices, replay
+from gruard.models.calibration import LEVEL_HIGH, LEVEL_LOW, Budget
+from gruard.models.enrolment import fitted_devices, replay, unseen_factor
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import History, align, blank
-from gruard.models.training.candidate import forecaster_for
+from gruard.models.training.candidate import TrainingOptions, forecaster_for, train
+from gruard.models.training.fit import FitConfig
 
 
 def history(n: int, seed: int = 0, scale: float = 1.0) -> History:
@@ -30,7 +31,7 @@ def test_train_fixes_scaling_and_calibration_for_every_device() -> None:
     assert (ratio > 50).all()
     for known in fitted.values():
         assert (known.quantile > known.median).all()
-        assert LEVEL_LOW <= known.level <= LEVEL_HIGH
+        assert LEVEL_LOW <= known.level / unseen_factor(300) <= LEVEL_HIGH + 1e-6
 
 
 def test_train_gate_is_between_nothing_and_everything() -> None:
@@ -156,3 +157,25 @@ def test_train_two_sided_takes_one_device_and_its_readings_to_the_end() -> None:
     with pytest.raises(ModelError, match="needs the readings that follow"):
         forecaster_for(candidate, history(250), None)
     assert forecaster_for(candidate, history(250), history(400)).fields == 3
+
+
+def test_train_on_rows_that_somebody_vouches_for_keeps_the_level() -> None:
+    """Without a word that the rows show all that is normal, alarms open later."""
+    rows = {"one": history(300)}
+    net = FitConfig(steps=5, hidden=8)
+    levels = []
+    for vouched in (True, False):
+        candidate = train(rows, TrainingOptions(net, Budget(), vouched))
+        levels.append(float(candidate.tensors["device.level"][0]))
+    assert levels[1] == pytest.approx(levels[0] * unseen_factor(300))
+
+
+def test_train_lets_a_device_borrow_the_range_of_its_group() -> None:
+    """One that happened to be calm is judged by what most of its group have shown."""
+    wild = {f"d{n}": history(300, n) for n in range(3)}
+    calm = history(300, 7)
+    calm.values[150:] = calm.values[140:150].mean(axis=0) + 0.01 * calm.values[150:]
+    together = quick_candidate(wild | {"calm": calm})
+    fitted = fitted_devices(together.devices, together.tensors)
+    widths = {name: (one.quantile - one.median)[0, 0] for name, one in fitted.items()}
+    assert widths["calm"] >= 0.9 * np.quantile([widths[name] for name in wild], 0.5)

@@ -1,14 +1,16 @@
 """Which readings of the past were abnormal, told with hindsight: rows that training had better not learn.
 
-A two-sided network says of each reading what those before and after it make likely. It is no judge of a
-fault that lasts, whose neighbours are as wrong as itself; the distance from the usual readings is. Both are
+Three things are asked of each row. How far it lies from the usual readings; what a linear regression on the
+readings before and after it leaves of it; and what a two-sided network, which has the same and more of it,
+leaves. The first is the only judge of a fault that lasts, whose neighbours are as wrong as itself. All are
 whitened by a robust precision, taken for all fields together and for each field given the others, smoothed
 over several spans, and compared with what the device itself does most of the time:
 
     far = above 4.5 times the spread of the bulk, and above twice what most stretches of its history reach
 
-The second condition keeps what recurs, such as switching on, out of it, whatever its size. A fault that moves
-no field beyond what is usual there, such as a sensor that sticks at a common value, is not seen.
+The second condition keeps what recurs, such as switching on, out of it, whatever its size. Much is not seen:
+a fault that moves no field beyond what is usual there and breaks no relation between neighbours, such as a
+sensor that sticks at a common value or a cycle that runs a little faster (bench/results/networks.md).
 
 Shapes: N devices, T rows, F fields, I inputs, D distances (all fields, then each), K spans.
 """
@@ -52,6 +54,8 @@ NET = FitConfig(
 #: Histories are cut into pieces of at most so many rows for training, so that a check costs the same for all;
 #: the last rows of each are held back.
 PIECE_ROWS, TRAIN_SHARE = 1000, 0.8
+#: Readings on either side that the regression looks at; for each of them it takes so many rows per field.
+NEIGHBOURS, FEWEST_PER_WEIGHT = 4, 8
 #: Targets are held within this many sigma.
 TARGET_LIMIT = 8.0
 #: Rows that a centred mean spans, and how much further out a mean must lie: the means of a machine that
@@ -93,10 +97,9 @@ def abnormal_rows(histories: Mapping[str, History], seed: int = 0) -> dict[str, 
         z, mask = readings.z[own].astype(np.float64), readings.mask[own]  # (T, F)
         surprise = z - foreseen[own]
         surprise[0] = 0.0  # nobody foresaw the first
-        lines = [
-            _lines(x, mask, trusted[own], floor)
-            for x, floor in ((z, LEVEL_FLOOR), (surprise, RESIDUAL_FLOOR))
-        ]
+        lines = [_lines(z, mask, trusted[own], LEVEL_FLOOR)]
+        for left in (surprise, _left_by_neighbours(z, trusted[own])):
+            lines.append(_lines(left, mask, trusted[own], RESIDUAL_FLOOR))
         flags[name] = _far(np.concatenate(lines, axis=1), trusted[own])
     return flags
 
@@ -139,6 +142,32 @@ def _foreseen(readings: Aligned, trusted: Flags, seed: int) -> NDArray[np.float3
     foreseen = np.zeros_like(readings.z)
     foreseen[1:] = np.moveaxis(y, 0, 1)[:-1]
     return foreseen
+
+
+def _left_by_neighbours(z: Floats, trusted: Flags) -> Floats:
+    """What a ridge regression on the readings before and behind each row leaves of it: z (T, F) -> (T, F).
+
+    It is fitted to the share CORE of the trusted rows that it explains best, so that faults do not teach it.
+    0 at both ends, and everywhere where there are too few rows for so many fields.
+    """
+    left = np.zeros_like(z)
+    reach = min(len(z) // (FEWEST_PER_WEIGHT * z.shape[1]), NEIGHBOURS)
+    if reach == 0:
+        return left
+    z = np.clip(z, -TARGET_LIMIT, TARGET_LIMIT)
+    inner, rows = slice(reach, len(z) - reach), len(z) - 2 * reach
+    shifts = [k for k in range(2 * reach + 1) if k != reach]
+    beside = np.concatenate([*(z[k : k + rows] for k in shifts), np.ones((rows, 1))], axis=1)  # (R, P)
+    core = able = trusted[inner]
+    for _ in range(CORE_ROUNDS):
+        gram = beside[core].T @ beside[core]
+        penalty = 1.0 + 1e-3 * np.trace(gram) / len(gram)
+        weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), beside[core].T @ z[inner][core])
+        left[inner] = z[inner] - beside @ weights
+        spread = np.median(np.abs(left[inner][core]), axis=0) + 0.01
+        squared = np.square(np.minimum(np.abs(left[inner]) / spread, CAP)).sum(axis=1)
+        core = able & (squared <= np.quantile(squared[able], CORE))
+    return left
 
 
 def _pieces(series: NDArray[Any]) -> NDArray[Any]:

@@ -56,10 +56,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "cell lstm": {"cell": "lstm"},
     "cell rnn": {"cell": "rnn"},
     "horizon 1 only": {"forecaster.HORIZONS": (1,)},
-    "scale 1 only": {"evidence.SCALES": (1,), "evidence.ALPHAS": np.ones(1, np.float32)},
+    "scale 1 only": {
+        "evidence.SCALES": (1,),
+        "evidence.ALPHAS": np.ones(1, np.float32),
+        "baseline_lines.WEIGHTS": np.full((3, 2), 1 / 3, np.float32),
+    },
     "no scale 60": {
         "evidence.SCALES": (1, 4, 16),
         "evidence.ALPHAS": np.array([2 / (k + 1) for k in (1, 4, 16)], np.float32),
+        "baseline_lines.WEIGHTS": np.full((9, 2), 1 / 9, np.float32),
     },
     "no held-back calibration": {"calibration.fit": in_sample_only},
     "no afterglow": {"calibration.MOST_GLOW": np.float32(0.0)},

@@ -101,6 +101,33 @@ def test_two_sided_net_sees_what_the_level_does_not() -> None:
     assert abnormal_rows({"pump": history(values)})["pump"][FAULT].mean() > 0.8
 
 
+def test_regression_on_neighbours_sees_noise_that_is_small_beside_the_usual_range() -> None:
+    """A smooth field that trembles by an eighth of its spread is found, and by this line alone."""
+    values = machine("sine", 2)
+    values[:, 3] = 5 * np.sin(2 * np.pi * np.arange(ROWS) / 170) + 0.02 * values[:, 3] / values[:, 3].std()
+    values[FAULT, 3] += 0.125 * values[:, 3].std() * np.random.default_rng(1).standard_normal(50)
+    flags = abnormal_rows({"pump": history(values)})["pump"]
+    assert flags[FAULT].mean() > 0.7
+    assert outside(flags) < 0.01
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cleaning, "FEWEST_PER_WEIGHT", ROWS)  # too few rows for it
+        assert not abnormal_rows({"pump": history(values)})["pump"][FAULT].any()
+
+
+def test_regression_on_neighbours_is_exact_where_they_tell_all_and_faults_do_not_teach_it() -> None:
+    """A parabola is what its neighbours say, but for the rows that were moved and those beside them."""
+    t = np.linspace(-1, 1, ROWS)[:, None]
+    z = np.concatenate([t**2, 2 * t - t**2, t], axis=1)
+    z[FAULT] += 3.0 * np.random.default_rng(0).standard_normal((50, 3))
+    left = cleaning._left_by_neighbours(z, np.ones(ROWS, np.bool_))
+    far = np.ones(ROWS, np.bool_)
+    far[FAULT.start - cleaning.NEIGHBOURS : FAULT.stop + cleaning.NEIGHBOURS] = False
+    assert np.abs(left[far]).max() < 0.02
+    assert np.abs(left[FAULT]).mean() > 1.0
+    few = 3 * cleaning.FEWEST_PER_WEIGHT - 1
+    assert not cleaning._left_by_neighbours(z[:few], np.ones(few, np.bool_)).any()
+
+
 def test_what_recurs_is_not_a_fault_however_large() -> None:
     """A machine that flushes for two rows now and then keeps them; the one that does it once does not."""
     usual, once = machine("ar", 0), machine("ar", 0)

@@ -97,9 +97,9 @@ def abnormal_rows(histories: Mapping[str, History], seed: int = 0) -> dict[str, 
         z, mask = readings.z[own].astype(np.float64), readings.mask[own]  # (T, F)
         surprise = z - foreseen[own]
         surprise[0] = 0.0  # nobody foresaw the first
-        lines = [_lines(z, mask, trusted[own], LEVEL_FLOOR)]
-        for left in (surprise, _left_by_neighbours(z, trusted[own])):
-            lines.append(_lines(left, mask, trusted[own], RESIDUAL_FLOOR))
+        left = _left_by_neighbours(z, trusted[own])
+        asked = (z, LEVEL_FLOOR), (surprise, RESIDUAL_FLOOR), (left, RESIDUAL_FLOOR)
+        lines = [_lines(x, mask, trusted[own], floor) for x, floor in asked]
         flags[name] = _far(np.concatenate(lines, axis=1), trusted[own])
     return flags
 

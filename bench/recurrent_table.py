@@ -24,8 +24,9 @@ the number of false episodes says little there: read it beside VUS-PR, not inste
 #: What was tried on the way, on other seeds and partly on a prototype of this detector; figures as measured.
 NOTES = """\
 *gru, longer* trains 300 steps of 32 streams instead of 150 of 16, with half of the gates opened for up to 199
-readings and no early stop, where a history has 2,000 rows or more; *gru* is what the product ships. The
-longer training was chosen on seeds 0 to 2; the tables are from other seeds. Settings not listed were not run.
+readings and no early stop, where a history has 2,000 rows or more: what gruard does since. *gru* is how it
+trained until then, and how it trains on shorter histories. The longer training was chosen on seeds 0 to 2;
+the tables are from other seeds. Settings not listed were not run.
 
 - **Most of the gain needs no memory beyond 8 readings.** mlp, which sees the last 8 readings and
   nothing before, comes within .015 of gru in the three settings where all are compared; on nab

@@ -36,7 +36,7 @@ MAY_LOSE = 2.5
 #: The level above which an alarm opens is widened by 1 + UNSEEN / T after T rows that nobody vouches for:
 #: fifty readings of a machine that switches once a minute have not seen all it does, and a false alarm on
 #: the first evening is never forgiven.
-UNSEEN = 200.0
+UNSEEN = 100.0
 
 
 @dataclass(frozen=True, slots=True)

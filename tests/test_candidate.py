@@ -15,11 +15,10 @@ from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import History, align, blank
 from gruard.models.training.candidate import (
-    FLEET_DEVICES,
-    FLEET_ROWS,
+    LONG_ROWS,
     TrainingOptions,
+    for_history,
     forecaster_for,
-    longer_for_fleets,
     train,
 )
 from gruard.models.training.fit import FitConfig
@@ -188,20 +187,19 @@ def test_train_lets_a_device_borrow_the_range_of_its_group() -> None:
     assert widths["calm"] >= 0.9 * np.quantile([widths[name] for name in wild], 0.5)
 
 
-def test_longer_for_fleets_is_for_several_devices_with_long_histories() -> None:
-    """One device, or a young fleet, is trained as it was asked for; an rnn has no gates to open."""
+def test_for_history_trains_longer_where_there_is_more_to_learn() -> None:
+    """A short history is trained on as was asked for; an rnn has no gates to open."""
     asked = FitConfig(steps=10, streams=4)
-    assert longer_for_fleets(asked, FLEET_DEVICES - 1, FLEET_ROWS) == asked
-    assert longer_for_fleets(asked, FLEET_DEVICES, FLEET_ROWS - 1) == asked
-    longer = longer_for_fleets(asked, FLEET_DEVICES, FLEET_ROWS)
+    assert for_history(asked, LONG_ROWS - 1) == asked
+    longer = for_history(asked, LONG_ROWS)
     assert (longer.steps, longer.streams) == (20, 8)
     assert longer.longest_memory is not None
-    assert longer_for_fleets(FitConfig(cell="rnn"), FLEET_DEVICES, FLEET_ROWS).longest_memory is None
+    assert for_history(FitConfig(cell="rnn"), LONG_ROWS).longest_memory is None
 
 
-def test_train_follows_the_rule_for_fleets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_follows_the_rule_for_long_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the rule says is what is trained."""
-    monkeypatch.setattr("gruard.models.training.candidate.FLEET_ROWS", 200)
-    fleet = {f"d{n}": history(240, n) for n in range(FLEET_DEVICES)}
-    assert quick_candidate(fleet, steps=10, check_every=5).report["steps"] == 20
-    assert quick_candidate({"d0": fleet["d0"]}, steps=10, check_every=5).report["steps"] == 10
+    monkeypatch.setattr("gruard.models.training.candidate.LONG_ROWS", 230)
+    long, short = history(240), history(220)
+    assert quick_candidate({"d0": long}, steps=10, check_every=5).report["steps"] == 20
+    assert quick_candidate({"d0": short}, steps=10, check_every=5).report["steps"] == 10

@@ -11,8 +11,9 @@ One reading opens an alarm only where it is far beyond anything normal, and an a
 mean of 60 readings has decayed: it ends when the newest readings fall well below what the alarm itself has
 seen. `factor` is the budget: a device that alarms often, and nobody can say which were false, must show more
 each time, so that even an ill calibrated one raises about two alarms in RECOVERY readings and no more. It is
-the step of Robbins & Monro (1951) on the logarithm of a threshold, as in adaptive conformal inference (Gibbs &
-Candes 2021, arXiv:2106.00170). With a `rate` of alarms per reading it also falls while there are fewer.
+the step of Robbins & Monro (1951) on the logarithm of a threshold, as in adaptive conformal inference
+(Gibbs & Candes 2021, arXiv:2106.00170). With a `rate` of alarms per reading it also falls while there are
+fewer.
 """
 
 from __future__ import annotations

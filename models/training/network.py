@@ -72,8 +72,8 @@ def open_gates(network: SequenceNetwork, longest: int) -> None:
     As torch builds them, gates stand half open: half of the memory is lost at each row, and no gradient comes
     back from far. The bias of the gate that keeps (gru: z; lstm: f) becomes log u, u uniform in
     [1, longest - 1], and the lstm's input gate gets its opposite (Tallec & Ollivier 2018, arXiv:1804.11188,
-    "chrono initialisation"). The other half stays as built: with all units open a gru forecast what the last
-    few readings say no better than nothing (bench/results/long_memory.json). Draws from torch's random state.
+    "chrono initialisation"). The other half stays as built: with all units open a gru lost three quarters of
+    what it gains one reading ahead (bench/results/networks.md). Draws from torch's random state.
 
     Raises:
         ModelError: the network has no gates, or longest is below SHORTEST_MEMORY.

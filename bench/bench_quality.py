@@ -69,7 +69,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no held-back calibration": {"calibration.fit": in_sample_only},
     "no afterglow": {"calibration.MOST_GLOW": np.float32(0.0)},
     "low whitening floor": {"evidence.FLOOR": 0.3},
-    "no clock": {"training.candidate.CLOCK_EARNS": 0.0},
+    "no clock": {"training.panel.CLOCK_EARNS": 0.0},
     "baseline never kept": {"enrolment.MAY_LOSE": float("inf")},
     "alarm without budget": {"alarm.GROWTH": 1.0, "alarm.LONGEST": 10**9},
     "alarm without fading": {"alarm.FADED": 0.0},

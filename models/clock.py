@@ -3,7 +3,7 @@
     sin, cos (2 pi k t / day), k = 1..8          sin, cos (2 pi k t / week), k = 1..4
 
 Time is UTC; the fit finds the phase. Whether a group gets them is decided on held-back rows: see
-`gruard.models.training.candidate`.
+`gruard.models.training.panel`.
 """
 
 from __future__ import annotations

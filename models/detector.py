@@ -81,7 +81,7 @@ class Score:
 class Detector:
     """A stateful detector for one device with `fields` fields; trains inline after `warmup` readings.
 
-    Training needs torch and takes about a second; everything before and after is numpy.
+    Training needs torch and takes a second or two, several where the warm-up is long; all else is numpy.
     """
 
     fields: int

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gruard.models import alarm, baseline_lines, calibration, evidence, judge, linear, memory, onset
+from gruard.models.arena import fresh
 from gruard.models.history import align, blank, mean_error, rows_to_use
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gruard.models.arena import Column
     from gruard.models.calibration import Budget
     from gruard.models.forecaster import Forecaster
     from gruard.models.history import Aligned, History
@@ -84,17 +84,17 @@ def enrol(
     unsure = np.array([one is None for one in fitted]) & may_be_ready
     lines = mix = None
     if forecaster is not None and (ready.any() or unsure.any()):
-        rows = _fresh(memory.columns(forecaster) | judge.columns(forecaster), len(histories))
+        rows = fresh(memory.columns(forecaster) | judge.columns(forecaster), len(histories))
         lines = replay(rows, readings, forecaster)
         state |= rows
     if lines is None or not ready.all():
-        rows = _fresh(baseline_lines.columns(readings.z.shape[2]), len(histories))
+        rows = fresh(baseline_lines.columns(readings.z.shape[2]), len(histories))
         mix = replay_baseline(rows, readings)
         state |= rows
     if lines is not None and mix is not None:
         for n in np.flatnonzero(unsure).tolist():
             ready[n] = held_back_skill(readings, lines[0][:, n], mix[:, n], histories[n], n) >= 1.0 - MAY_LOSE
-    state |= _fresh(alarm.columns() | onset.columns(), len(histories))
+    state |= fresh(alarm.columns() | onset.columns(), len(histories))
     state |= {"level": np.zeros(len(histories), np.float32), "glow": np.zeros(len(histories), np.float32)}
     for n, (history, one) in enumerate(zip(histories, fitted, strict=True)):
         own = slice(len(readings.valid) - len(history.time_s), None)
@@ -156,11 +156,11 @@ def _walk(
         whole = len(here) == readings.valid.shape[1]
         moving = rows if whole else {name: values[here] for name, values in rows.items()}
         if t == 0 or not readings.valid[t - 1, here].all():
-            fresh = np.flatnonzero(~readings.valid[t - 1, here]) if t else np.arange(len(here))
-            started = {name: values[fresh] for name, values in moving.items()}
-            begin(started, readings.z[t, here[fresh]])
+            begun = np.flatnonzero(~readings.valid[t - 1, here]) if t else np.arange(len(here))
+            started = {name: values[begun] for name, values in moving.items()}
+            begin(started, readings.z[t, here[begun]])
             for name, values in started.items():
-                moving[name][fresh] = values
+                moving[name][begun] = values
         step(moving, t, here)
         if not whole:
             for name, values in moving.items():
@@ -268,11 +268,6 @@ def _settle(
 def unseen_factor(rows: int) -> float:
     """What an alarm level is widened by after so many rows that nobody vouches for."""
     return 1.0 + UNSEEN / rows
-
-
-def _fresh(columns: Mapping[str, Column], devices: int) -> State:
-    """Columns of N devices at their fill values."""
-    return {name: np.full((devices, *c.shape), c.fill, c.dtype) for name, c in columns.items()}
 
 
 def _ar_forecasts(z: Floats, weights: Floats) -> Floats:

@@ -38,6 +38,12 @@ REJECT_REASONS = (
     "too_many_devices",  # the cap on devices is reached
 )
 
+#: Why a message was dropped on purpose, to keep a limit.
+SHED_REASONS = (
+    "inbox_full",  # QoS 0, and the inbox is full
+    "unknown_device",  # a backlog waits, and known devices go first
+)
+
 #: Field-level reasons: the field is left out, the reading may still be scored.
 ISSUE_REASONS = ("null", "string", "bool", "object", "out_of_range")
 
@@ -50,6 +56,7 @@ class SourceOptions:
     topic: str  # pattern with named levels: "plant/{line}/{device}", "{device+}" spans several
     decoder: str = "json"  # name in gruard.daemon.decoders.DECODERS
     time: str | None = None  # dotted path of the event time; None: arrival time
+    sequence: str | None = None  # dotted path of a number that rises with each reading of the device
     include: tuple[str, ...] = ()  # only these fields (fnmatch patterns over dotted names); empty: all
     exclude: tuple[str, ...] = ()  # never these (fnmatch patterns); wins over include
     rename: Mapping[str, str] = field(default_factory=dict)  # dotted payload name -> field name
@@ -71,6 +78,8 @@ class Message:
     duplicate: bool = False  # the DUP flag
     packet_id: int = 0
     generation: int = 0  # connection count: an ack from an older connection must not be sent
+    session: int = 0  # how often the broker has forgotten us since we started: packet ids begin anew
+    backlog: bool = False  # it waited at the broker while we were away
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,8 @@ class Reading:
     values: Mapping[str, float]  # finite numbers in physical units
     issues: Mapping[str, str] = field(default_factory=dict)  # field -> ISSUE_REASONS
     growing: bool = False  # the topic names the field, so one message never shows the whole device
+    sequence: int | None = None  # rises with each reading of the device, where the payload tells
+    replayed: bool = False  # of a backlog: scored and remembered, but nobody is paged for it
 
 
 AlertState = Literal["opened", "updated", "resolved"]

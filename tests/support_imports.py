@@ -116,8 +116,8 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "broker": frozenset({"connection", "link", "mailbox", "reconnect"}),
     "connection": frozenset({"link", "mailbox", "reconnect"}),
     "link": frozenset({"reconnect"}),
-    "database": frozenset({"history", "journal", "packs", "rows", "schema"}),
-    "journal": frozenset({"history", "packs", "rows", "schema"}),
+    "database": frozenset({"failpoints", "history", "journal", "packs", "rows", "schema"}),
+    "journal": frozenset({"failpoints", "history", "packs", "rows", "schema"}),
     "history": frozenset({"packs", "rows"}),
 }
 _EDGES = "gruard.daemon.edges."

@@ -103,3 +103,13 @@ class ModelRow:
     reason: str
     activated_lsn: int | None = None  # the first reading that this model scores
     activated_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One QoS 1 message that was taken, so that its redelivery is known for what it is."""
+
+    packet_id: int
+    ordinal: int  # how many messages of the session came before it
+    digest: bytes  # of topic and payload
+    missing: tuple[int, ...] = ()  # which of its readings were not applied yet at the commit

@@ -33,6 +33,8 @@ REJECT_REASONS = (
     "missing_time",  # the source names an event time and it is absent
     "bad_time",  # the event time cannot be read
     "future_time",  # the event time lies too far ahead of arrival
+    "missing_sequence",  # the source names a sequence number and it is absent
+    "bad_sequence",  # the sequence number cannot be read
     "late",  # the event time lies before the device's newest
     "retained",  # a stored copy, not a fresh reading
     "too_many_devices",  # the cap on devices is reached

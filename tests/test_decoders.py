@@ -12,6 +12,7 @@ from gruard.daemon.decoders import (
     Decoder,
     FieldNames,
     Sample,
+    parse_sequence,
     parse_time,
     usable_name,
 )
@@ -410,6 +411,75 @@ def test_time_units_meet_without_a_gap() -> None:
         assert parse_time(LATEST_TIME_S * unit / 1e3 + unit) == pytest.approx(1e8, rel=1e-3)
     with pytest.raises(DecodeError, match="bad_time"):
         parse_time(LATEST_TIME_S * 1.001e9)
+
+
+# The sequence number.
+
+
+@pytest.mark.parametrize(
+    ("published", "sequence"),
+    [
+        (0, 0),
+        (7, 7),
+        (7.0, 7),
+        (1e3, 1000),
+        (-0.0, 0),
+        (2**53, 2**53),
+        (2.0**53, 2**53),
+        ("7", 7),
+        (" 0007 ", 7),
+        ("9007199254740992", 2**53),
+    ],
+)
+def test_sequence_number_in_every_known_form_is_read(published: object, sequence: int) -> None:
+    """Whole numbers, as number or text of digits, give an int."""
+    found = parse_sequence(published)
+    assert found == sequence
+    assert type(found) is int
+
+
+@pytest.mark.parametrize(
+    "published",
+    [
+        *(True, False, -1, 0.5, -1e300, 1e300, math.nan, math.inf, 2**53 + 1, 10**400),
+        *("", " ", "-1", "+1", "1.0", "1e3", "0x10", "1_000", "seven", "9" * 20, "0" * 33),
+        *("9007199254740993", "\u0661", "²", "1\ud800", [1], {"n": 1}, []),
+    ],
+)
+def test_sequence_number_that_cannot_be_read_is_bad(published: object) -> None:
+    """Anything that is no whole number from 0 to 2**53 is refused as bad_sequence."""
+    with pytest.raises(DecodeError) as refusal:
+        parse_sequence(published)
+    assert refusal.value.reason == "bad_sequence"
+
+
+def test_json_sequence_and_time_are_no_fields() -> None:
+    """What places a reading is not part of it, wherever it stands and whatever else its object holds."""
+    payload = b'{"meta":{"n":5,"ts":1700000000,"rssi":-70},"a":1}'
+    assert one(payload, time="meta.ts", sequence="meta.n") == Sample({"meta.rssi": -70, "a": 1}, 1.7e9, {}, 5)
+    assert one(b'{"meta.n":"5","n*":2}', sequence="meta.n") == Sample({"n*": 2}, None, {}, 5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b'{"a":1}', "missing_sequence"),
+        (b'{"a":1,"n":null}', "missing_sequence"),
+        (b'{"a":1,"n":-1}', "bad_sequence"),
+        (b'{"a":1,"n":{"n":1}}', "bad_sequence"),
+        (b'{"n":1}', "no_numeric_field"),
+        (b'[{"a":1,"n":1},{"a":2}]', "missing_sequence"),
+    ],
+)
+def test_json_without_a_sound_sequence_number_is_refused(payload: bytes, expected: str) -> None:
+    """A source that names a sequence number takes no reading without one."""
+    assert reason(payload, sequence="n") == expected
+
+
+def test_scalar_with_a_sequence_number_is_refused_in_a_sentence() -> None:
+    """A plain number has no room for a sequence number, and the options say so."""
+    with pytest.raises(ValueError, match="carries no sequence number"):
+        decoder("scalar", sequence="n")
 
 
 def test_json_time_is_taken_out_of_the_values() -> None:

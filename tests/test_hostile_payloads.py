@@ -11,16 +11,18 @@ from support_payloads import HOSTILE, HOSTILE_TOPICS, LIMIT_BYTES
 
 from gruard.daemon.core.sources import MAX_DEVICE_CHARS, Sources
 from gruard.daemon.decoders import DECODERS, MAX_MAGNITUDE, NAMELESS, usable_name
+from gruard.daemon.decoders.sequence import LARGEST_SEQUENCE
 from gruard.daemon.errors import DecodeError
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, Message, Reading, SourceOptions
 
-RECEIVED_S = 1_700_000_000.0
+RECEIVED_S = 1_750_000_000.0
 GOOD = b'{"temperature":21.5,"motor":{"rpm":1500},"phase":[1,2,3],"state":"on"}'
 
 #: One source for each way in which a payload can be looked at, by its first topic level.
 OPTIONS = {
     "plain": SourceOptions("plain", "plain/{device+}"),
     "timed": SourceOptions("timed", "timed/{device+}", time="a"),
+    "counted": SourceOptions("counted", "counted/{device+}", sequence="a"),
     "picked": SourceOptions(
         "picked", "picked/{device+}", include=("a*", "k*"), exclude=("*b",), rename={"a": "b"}
     ),
@@ -58,6 +60,8 @@ def check_reading(reading: Reading) -> None:
     assert not set(reading.device) & set("+#\0")
     assert 0 <= reading.time_s <= RECEIVED_S + options.future_tolerance_s
     assert 0 < len(reading.values) <= options.max_fields
+    assert (reading.sequence is None) == (options.sequence is None)
+    assert reading.sequence is None or 0 <= reading.sequence <= LARGEST_SEQUENCE
     for name, value in reading.values.items():
         assert usable_name(name)
         name.encode()

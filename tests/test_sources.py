@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from gruard.daemon.core.sources import (
+    CLOCK_SET_S,
     MAX_DEVICE_CHARS,
     MAX_REMEMBERED_TOPIC_CHARS,
     MAX_REMEMBERED_TOPICS,
@@ -16,7 +17,7 @@ from gruard.daemon.core.sources import (
 from gruard.daemon.errors import DecodeError
 from gruard.daemon.records import Message, Reading, SourceOptions
 
-RECEIVED_S = 1_700_000_000.0
+RECEIVED_S = 1_750_000_000.0
 
 
 def source(topic: str = "sensors/{device}", **options: object) -> SourceOptions:
@@ -288,6 +289,42 @@ def test_event_time_is_taken_to_the_tolerance_and_refused_beyond() -> None:
     for time_s in (0, RECEIVED_S, RECEIVED_S + 300):
         assert sources.decode(message(payload=b'{"a":1,"ts":%d}' % time_s))[0].time_s == time_s
     assert reason(sources, message(payload=b'{"a":1,"ts":%d}' % (RECEIVED_S + 301))) == "future_time"
+
+
+@pytest.mark.parametrize("received_s", [0.0, 1_600_000_000.0, CLOCK_SET_S - 1])
+def test_event_time_is_believed_while_the_clock_is_not_set(received_s: float) -> None:
+    """A gateway whose clock still stands before 2024 refuses no device for being ahead of it."""
+    sources = Sources([source(time="ts")])
+    early = Message("sensors/pump-1", b'{"a":1,"ts":%d}' % RECEIVED_S, received_s)
+    assert sources.decode(early)[0].time_s == RECEIVED_S
+
+
+def test_event_time_ahead_is_refused_from_the_moment_the_clock_is_set() -> None:
+    """The first plausible arrival time judges again."""
+    sources = Sources([source(time="ts")])
+    ahead = Message("sensors/pump-1", b'{"a":1,"ts":%d}' % RECEIVED_S, CLOCK_SET_S)
+    assert reason(sources, ahead) == "future_time"
+
+
+def test_sequence_number_reaches_each_reading() -> None:
+    """Every sample of a message brings its own sequence number, beside its time and not among the values."""
+    sources = Sources([source(time="ts", sequence="n")])
+    readings = sources.decode(message(payload=b'[{"ts":5,"n":1,"a":1},{"ts":6,"n":"2","a":2}]'))
+    assert [(r.sequence, r.time_s, r.values) for r in readings] == [(1, 5, {"a": 1}), (2, 6, {"a": 2})]
+
+
+def test_sequence_number_is_none_where_the_source_names_none() -> None:
+    """Without a configured path nothing is taken for a sequence number."""
+    (reading,) = Sources([source()]).decode(message(payload=b'{"sequence":7}'))
+    assert (reading.sequence, reading.values) == (None, {"sequence": 7})
+
+
+def test_sequence_number_passes_a_field_level() -> None:
+    """A message that shows one field of its device keeps its sequence number."""
+    (reading,) = Sources([source("s/{device}/{field}", sequence="n")]).decode(
+        message("s/p/t", b'{"value":1,"n":9}')
+    )
+    assert (reading.sequence, reading.values, reading.growing) == (9, {"t": 1}, True)
 
 
 def test_one_bad_sample_refuses_the_whole_message() -> None:

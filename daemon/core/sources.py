@@ -27,6 +27,10 @@ MAX_TOPIC_BYTES = 65_535
 #: Longest device id in characters.
 MAX_DEVICE_CHARS = 128
 
+#: 2024-01-01. Before it the machine's clock has not been set yet: a gateway without a battery boots in 1970
+#: or on the day of its image, and such a clock cannot say that a device is ahead of its time.
+CLOCK_SET_S = 1_704_067_200.0
+
 #: Topics whose meaning is remembered: three each for the 10,000 devices of the default cap.
 #: A full memory is emptied; working a topic out again costs a few microseconds.
 MAX_REMEMBERED_TOPICS = 32_768
@@ -241,12 +245,29 @@ def _reading(route: _Route, sample: Sample, received_s: float) -> Reading:
     time_s = sample.time_s
     if time_s is None:
         time_s = received_s
-    elif time_s > received_s + options.future_tolerance_s:
+    elif time_s > received_s + options.future_tolerance_s and received_s >= CLOCK_SET_S:
         raise DecodeError("future_time", f"the event time is {time_s - received_s:.0f} s ahead of arrival")
     if route.field is None:
-        return Reading(route.device, options.name, time_s, received_s, sample.values, sample.issues)
+        return Reading(
+            route.device,
+            options.name,
+            time_s,
+            received_s,
+            sample.values,
+            sample.issues,
+            sequence=sample.sequence,
+        )
     values, issues = _under(route.field, sample, route.source.names)
-    return Reading(route.device, options.name, time_s, received_s, values, issues, growing=True)
+    return Reading(
+        route.device,
+        options.name,
+        time_s,
+        received_s,
+        values,
+        issues,
+        growing=True,
+        sequence=sample.sequence,
+    )
 
 
 def _under(field: str, sample: Sample, names: FieldNames) -> tuple[dict[str, float], dict[str, str]]:

@@ -22,6 +22,7 @@ from gruard.daemon.decoders.sample import (
     usable_name,
 )
 from gruard.daemon.decoders.scalar import Scalar
+from gruard.daemon.decoders.sequence import parse_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ __all__ = [
     "Decoder",
     "FieldNames",
     "Sample",
+    "parse_sequence",
     "parse_time",
     "usable_name",
 ]

@@ -15,6 +15,7 @@ import msgspec
 
 from gruard.daemon.decoders.event_time import parse_time
 from gruard.daemon.decoders.sample import MAX_MAGNITUDE, MAX_NAME_CHARS, NAMELESS, FieldNames, Sample
+from gruard.daemon.decoders.sequence import parse_sequence
 from gruard.daemon.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ class JsonObject:
     digits, lone surrogates, a byte order mark and trailing bytes make the payload `not_json`.
 
     Raises `DecodeError`: `not_text`, `not_json`, `too_deep`, `not_object`, `too_large`, `too_many_fields`,
-    `no_numeric_field`, `missing_time`, `bad_time`.
+    `no_numeric_field`, `missing_time`, `bad_time`, `missing_sequence`, `bad_sequence`.
     """
 
     def __init__(self, options: SourceOptions) -> None:
-        # The event time is not a value, so it joins the excluded names.
-        exclude = options.exclude if options.time is None else (*options.exclude, escape(options.time))
+        # What places a reading is not a value of it, so both paths join the excluded names.
+        placing = [escape(path) for path in (options.time, options.sequence) if path is not None]
+        exclude = (*options.exclude, *placing)
         self._json = msgspec.json.Decoder()
         self._names = FieldNames(include=options.include, exclude=exclude, rename=options.rename)
         self._max_fields = options.max_fields
         self._time = options.time
+        self._sequence = options.sequence
 
     def __call__(self, payload: bytes) -> list[Sample]:
         """Decode one message."""
@@ -87,7 +90,11 @@ class JsonObject:
         if not values:
             seen = ", ".join(f"{name!a} ({reason})" for name, reason in islice(issues.items(), 3))
             raise DecodeError("no_numeric_field", f"no number that can be used; seen: {seen or 'nothing'}")
-        return Sample(values, None if self._time is None else parse_time(_follow(item, self._time)), issues)
+        time_s = None if self._time is None else parse_time(_follow(item, self._time, "missing_time"))
+        sequence = None
+        if self._sequence is not None:
+            sequence = parse_sequence(_follow(item, self._sequence, "missing_sequence"))
+        return Sample(values, time_s, issues, sequence)
 
 
 class _Fields:
@@ -164,7 +171,7 @@ class _Fields:
                 self._number(f"{payload_name}.{index}", element)
 
 
-def _follow(item: dict[str, Any], path: str) -> object:
+def _follow(item: dict[str, Any], path: str, missing: str) -> object:
     """Return what stands at the dotted `path`; a key that has the dots in its own name goes first."""
     if path in item:
         return item[path]
@@ -175,5 +182,5 @@ def _follow(item: dict[str, Any], path: str) -> object:
         elif type(found) is list and level.isdecimal() and int(level) < len(found):
             found = found[int(level)]
         else:
-            raise DecodeError("missing_time", f"no {path!a} in the payload")
+            raise DecodeError(missing, f"no {path!a} in the payload")
     return found

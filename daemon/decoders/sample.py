@@ -39,6 +39,7 @@ class Sample:
     values: dict[str, float]  # field -> physical units as published
     time_s: float | None  # event time, Unix seconds UTC; None: the payload carries none
     issues: dict[str, str]  # field -> one of records.ISSUE_REASONS; left out of values
+    sequence: int | None = None  # rises with each reading of the device; None: the payload carries none
 
 
 Decoder = Callable[[bytes], list[Sample]]

@@ -33,13 +33,16 @@ class Scalar:
     cannot be a thousands separator; a unit of up to 8 characters is dropped. Words (ON, true, nan, unknown)
     are no numbers.
 
-    Raises `ValueError` for options with an event time, which a plain number cannot carry; `DecodeError`:
-    `empty`, `not_text`, `not_number`, `out_of_range`, `no_numeric_field` (the options exclude the field).
+    Raises `ValueError` for options with an event time or a sequence number, which a plain number cannot
+    carry; `DecodeError`: `empty`, `not_text`, `not_number`, `out_of_range`, `no_numeric_field` (the options
+    exclude the field).
     """
 
     def __init__(self, options: SourceOptions) -> None:
         if options.time is not None:
             raise ValueError("A plain number carries no event time, so `time` must go.")
+        if options.sequence is not None:
+            raise ValueError("A plain number carries no sequence number, so `sequence` must go.")
         names = FieldNames(include=options.include, exclude=options.exclude, rename=options.rename)
         self._field = names[VALUE]
 

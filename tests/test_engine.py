@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
 from gruard.daemon.records import SourceOptions
 from gruard.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def scores(events: list[object]) -> list[float]:
@@ -192,27 +196,74 @@ def test_checkpoint_restores_to_identical_scores() -> None:
     first.feed(readings_of("a", rows[:350]))
     second = Bench()
     second.rows = first.rows
-    assert second.engine.restore(first.engine.checkpoint()) == []
+    assert second.engine.restore(first.engine.checkpoint(0)) == []
     events = second.feed(readings_of("a", rows[350:], 1350.0))
     np.testing.assert_array_equal(scores(events), scores(whole.rows["a"])[350:])
     assert second.engine.devices["a"].track.id == first.engine.devices["a"].track.id != ""
 
 
+def names(rows: Iterable[DeviceRow]) -> list[str]:
+    return [row.device for row in rows]
+
+
 def test_checkpoint_only_moved_devices() -> None:
-    """A checkpoint holds what changed since the last one and nothing else."""
+    """A checkpoint holds what changed since the last durable one and nothing else."""
     bench = Bench()
     bench.feed([*readings_of("a", plant_rows(12)), *readings_of("b", plant_rows(12))])
-    assert [row.device for row in bench.engine.checkpoint()] == ["a", "b"]
-    assert list(bench.engine.checkpoint()) == []
+    assert names(bench.engine.checkpoint(0)) == ["a", "b"]
+    bench.engine.checkpointed(0)
+    assert names(bench.engine.checkpoint(0)) == []
     bench.feed(readings_of("b", plant_rows(1), 5000.0))
-    assert [row.device for row in bench.engine.checkpoint()] == ["b"]
+    assert names(bench.engine.checkpoint(0)) == ["b"]
+
+
+def test_checkpoint_generations_keep_their_own_marks() -> None:
+    """What one generation has saved is still owed to the other."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(2)))
+    assert names(bench.engine.checkpoint(0)) == ["a"]
+    bench.engine.checkpointed(0)
+    bench.feed(readings_of("b", plant_rows(2)))
+    assert names(bench.engine.checkpoint(1)) == ["a", "b"]
+    bench.engine.checkpointed(1)
+    assert names(bench.engine.checkpoint(0)) == ["b"]
+
+
+def test_checkpoint_that_is_not_written_is_given_again() -> None:
+    """A failed write loses no mark, wherever it failed."""
+    bench = Bench()
+    bench.feed([*readings_of("a", plant_rows(2)), *readings_of("b", plant_rows(2))])
+    rows = bench.engine.checkpoint(0)
+    assert next(rows).device == "a"
+    rows.close()  # type: ignore[attr-defined]
+    bench.feed(readings_of("c", plant_rows(2)))
+    assert names(bench.engine.checkpoint(0)) == ["a", "b", "c"]
+
+
+def test_checkpointed_devices_that_moved_meanwhile_stay_marked() -> None:
+    """Readings between the writing and its being durable are not taken for saved."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(2)))
+    assert names(bench.engine.checkpoint(0)) == ["a"]
+    bench.feed(readings_of("a", plant_rows(1), 5000.0))
+    bench.engine.checkpointed(0)
+    assert names(bench.engine.checkpoint(0)) == ["a"]
+
+
+def test_restore_marks_devices_in_both_generations() -> None:
+    """A row's generation is not known to the engine, so both are owed."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(2)))
+    other = Bench()
+    other.engine.restore(bench.engine.checkpoint(0))
+    assert names(other.engine.checkpoint(0)) == names(other.engine.checkpoint(1)) == ["a"]
 
 
 def test_restore_foreign_layout_asks_for_history() -> None:
     """State bytes of another layout are not guessed at: the device is enrolled on its history."""
     bench = Bench()
     bench.feed(readings_of("a", plant_rows(60)))
-    (row,) = bench.engine.checkpoint()
+    (row,) = bench.engine.checkpoint(0)
     foreign = DeviceRow(row.device, row.source, row.fields, "0" * 12, row.model, row.state)
     due = Bench().engine.restore([foreign])
     assert due == [EnrolDue("a", "plant", row.fields, 60)]

@@ -89,6 +89,20 @@ class DeviceRow:
     state: bytes
 
 
+@dataclass(slots=True)
+class Marks:
+    """Devices whose row in one generation of checkpoints is behind."""
+
+    moved: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)  # given out and not known to be durable yet
+
+    def take(self) -> list[str]:
+        """All that are behind, by name; those that a failed write left are among them."""
+        self.taken |= self.moved
+        self.moved = set()
+        return sorted(self.taken)
+
+
 def group_name(source: str, fields: Sequence[str]) -> str:
     """Stable name of a group: the source and a short hash of the field names."""
     return f"{source}-{hashlib.sha256(chr(0).join(fields).encode()).hexdigest()[:6]}"
@@ -103,7 +117,7 @@ class Engine:
         self.devices: dict[str, Device] = {}
         self.resets = 0  # hidden states that were not finite and start again
         self._sources = {source.name: source for source in options.sources}
-        self._moved: set[str] = set()  # devices whose checkpoint is behind
+        self._marks = (Marks(), Marks())  # by generation of checkpoints
 
     # -- readings ------------------------------------------------------------------------------
 
@@ -157,7 +171,6 @@ class Engine:
             told = dict(device.last_values) if same_moment else {}
             device.last_values = told | dict(reading.values)
             device.last_s, device.count = reading.time_s, device.count + 1
-            self._moved.add(device.name)
             alert = self._follow(group, device, scores, n, values[n])
             device.phase = PHASE_NAMES[Phase(int(scores.phase[n]))]
             events.append(
@@ -175,6 +188,7 @@ class Engine:
             )
             if alert is not None:
                 events.append(alert)
+        self._mark(device.name for device, _ in batch)
         due = frozenset(group.scorer.due(slots).tolist())
         events += [self._ask(device) for (device, _), slot in zip(batch, slots, strict=True) if slot in due]
 
@@ -247,7 +261,7 @@ class Engine:
             slots = np.array([group.devices[name] for name in names])
             fitted = [group.fitted.get(name) for name in names]
             group.scorer.enrol(slots, [histories[name] for name in names], fitted)
-            self._moved.update(names)
+            self._mark(names)
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:
         """Put new weights in charge of a group. Every device with enough readings becomes due.
@@ -262,7 +276,7 @@ class Engine:
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id)
         group.model, group.fitted = package.manifest.id, fitted
-        self._moved.update(group.devices)
+        self._mark(group.devices)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
             for name in group.devices
@@ -306,11 +320,25 @@ class Engine:
 
     # -- checkpoints ---------------------------------------------------------------------------
 
-    def checkpoint(self) -> Iterator[DeviceRow]:
-        """The state of every device that moved since the last call, one at a time to save memory."""
-        for name in sorted(self._moved):
-            yield self._row(self.devices[name])
-        self._moved.clear()
+    def checkpoint(self, generation: int) -> Iterator[DeviceRow]:
+        """Every device that moved since the last durable checkpoint of a generation, one at a time.
+
+        Two generations, 0 and 1, are kept apart, so that one can be damaged without loss. Follow it with
+        `checkpointed` once the rows are durable: until then the devices count as moved.
+        """
+        for name in self._marks[generation].take():
+            if name in self.devices:
+                yield self._row(self.devices[name])
+
+    def checkpointed(self, generation: int) -> None:
+        """The rows that `checkpoint` gave last are durable. What moved since stays marked."""
+        self._marks[generation].taken.clear()
+
+    def _mark(self, names: Iterable[str]) -> None:
+        """Devices moved: their rows are behind in both generations."""
+        moved = list(names)
+        for marks in self._marks:
+            marks.moved.update(moved)
 
     def restore(self, rows: Iterable[DeviceRow]) -> list[EnrolDue]:
         """Put devices back from checkpoints, after the live models were adopted.
@@ -328,6 +356,7 @@ class Engine:
             group.devices[device.name] = slot
             if not _loaded(group, slot, row.layout, numeric) and device.count >= ENROL_AT[0]:
                 due.append(self._ask(device, REWARM_ROWS))
+            self._mark([device.name])  # which generation the row is of is not known here
         return due
 
     def _row(self, device: Device) -> DeviceRow:

@@ -114,11 +114,16 @@ LAYERS: Mapping[str, Layer] = {
 #: Edges that are one edge in several files: importer -> what it may import, below gruard.daemon.edges.
 EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "broker": frozenset({"connection", "link", "mailbox", "reconnect"}),
-    "connection": frozenset({"link", "mailbox", "reconnect"}),
+    "connection": frozenset({"backlog", "link", "mailbox", "reconnect"}),
     "link": frozenset({"reconnect"}),
-    "database": frozenset({"failpoints", "history", "journal", "packs", "rows", "schema"}),
-    "journal": frozenset({"failpoints", "history", "packs", "rows", "schema"}),
-    "history": frozenset({"packs", "rows"}),
+    "database": frozenset(
+        {"checksums", "failpoints", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
+    ),
+    "journal": frozenset({"checksums", "failpoints", "history", "packs", "rows", "schema", "tables"}),
+    "history": frozenset({"packs", "rows", "tables"}),
+    "tables": frozenset({"checksums", "packs", "rows"}),
+    "schema": frozenset({"checksums"}),
+    "salvage": frozenset({"checksums", "packs", "pages", "schema", "tables"}),
 }
 _EDGES = "gruard.daemon.edges."
 

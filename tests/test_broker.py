@@ -252,6 +252,101 @@ def test_session_keeps_messages_while_the_daemon_is_away(
 
 
 @pytest.mark.broker
+def test_sessions_are_counted_when_packet_ids_begin_anew(tmp_path: Path, topic_prefix: str) -> None:
+    """A first connection without a session is number 1; a resumed one keeps it; a wiped one raises it."""
+    with Mosquitto(tmp_path, ["persistence true"]) as mosquitto:
+        with _running(_options(mosquitto.port), topic_prefix) as broker:
+
+            def session_of_next() -> tuple[int, int]:
+                publish(mosquitto.port, topic_prefix, b"x")
+                (message,) = taken = _collect(broker, 1)
+                broker.ack(taken)
+                return message.generation, message.session
+
+            assert session_of_next() == (1, 1)
+            mosquitto.stop()
+            mosquitto.start()
+            assert wait_until(lambda: broker.status().generation == 2)
+            assert session_of_next() == (2, 1)
+            mosquitto.kill()
+            (tmp_path / "mosquitto.db").unlink()
+            mosquitto.start()
+            assert wait_until(lambda: broker.status().generation == 3)
+            _settle(broker)
+            assert session_of_next() == (3, 2)
+            assert broker.status().session == 2
+        with _running(_options(mosquitto.port), topic_prefix) as broker:
+            assert broker.status().session == 0
+
+
+@pytest.mark.broker
+@both_protocols
+def test_what_waited_while_we_were_away_is_a_backlog_and_what_follows_is_not(
+    tmp_path: Path, topic_prefix: str, protocol: Protocol
+) -> None:
+    """However slow the worker, all that waited is marked, duplicates too; live messages are not."""
+    options = _options(0, protocol=protocol, receive_maximum=50)
+    with Mosquitto(tmp_path, ["max_queued_messages 0"]) as mosquitto:
+        options = replace(options, port=mosquitto.port)
+        with _running(options, topic_prefix) as broker:
+            publish(mosquitto.port, topic_prefix, *_numbers(0, 10))
+            first = _collect(broker, 10)
+            assert not any(message.backlog for message in first)
+            broker.ack(first[:5])
+        assert _said_goodbye(mosquitto)
+        publish(mosquitto.port, topic_prefix, *_numbers(10, 600))
+        with _running(options, topic_prefix) as broker:
+            messages: list[Message] = []
+            while more := broker.take(30, 2.0):
+                time.sleep(0.01)  # a commit
+                broker.ack(more)
+                messages += more
+            assert _payloads(messages) == _numbers(5, 600)
+            assert all(message.backlog for message in messages)
+            assert [message.duplicate for message in messages[:5]] == [True] * 5
+            publish(mosquitto.port, topic_prefix, b"live")
+            (live,) = _collect(broker, 1)
+            assert not live.backlog
+
+
+@pytest.mark.broker
+def test_backlog_ends_under_a_steady_stream(tmp_path: Path, topic_prefix: str) -> None:
+    """Live messages without a pause do not hide that the broker has caught up."""
+    with Mosquitto(tmp_path, ["max_queued_messages 0"]) as mosquitto:
+        options = _options(mosquitto.port)
+        with _running(options, topic_prefix):
+            pass
+        assert _said_goodbye(mosquitto)
+        publish(mosquitto.port, topic_prefix, *_numbers(0, 1000))
+        over = threading.Event()
+
+        def stream() -> None:
+            with Publisher(HOST, mosquitto.port, "stream") as sensor:
+                while not over.wait(0.001):
+                    sensor.publish(topic_prefix, b"live", qos=1)
+
+        streaming = threading.Thread(target=stream)
+        streaming.start()
+        with _running(options, topic_prefix) as broker:
+            messages: list[Message] = []
+
+            def live_at_last() -> bool:
+                taken = broker.take(512, 0.01)
+                broker.ack(taken)
+                messages.extend(taken)
+                return bool(messages) and not messages[-1].backlog
+
+            assert wait_until(live_at_last)
+            over.set()
+            streaming.join(10)
+    waited = [message for message in messages if message.payload != b"live"]
+    assert _payloads(waited) == _numbers(0, 1000)
+    assert all(message.backlog for message in waited)
+    flags = [message.backlog for message in messages]
+    assert flags == sorted(flags, reverse=True)
+
+
+@pytest.mark.broker
 @both_protocols
 def test_unacknowledged_messages_come_again_as_duplicates(
     mosquitto: Mosquitto, topic_prefix: str, protocol: Protocol

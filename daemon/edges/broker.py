@@ -153,6 +153,7 @@ class Broker:
             in_flight=self._mailbox.in_flight,
             last_packet_s=link.last_packet_s,
             thread_alive=self._thread is not None and self._thread.is_alive(),
+            session=link.session,
         )
 
     def _ring(self) -> None:

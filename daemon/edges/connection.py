@@ -16,11 +16,12 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, LogLevel
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from gruard.daemon.edges.backlog import Backlog
 from gruard.daemon.edges.link import (
     CONNECT_TIMEOUT_S,
     MAX_PACKET_BYTES,
@@ -70,6 +71,8 @@ class Connection:
         self._ready: set[int] = set()  # packet ids the worker has given back
         self._tokens: dict[int, int] = {}  # packet id of a publish -> its token
         self._arrived: list[Message] = []  # in the present burst
+        self._backlog = Backlog()
+        self._subscribed = False  # the broker has answered SUBSCRIBE
         self._log_line = ""  # paho's last low-level error before the broker answered
         self._silent = False  # the broker let the keep-alive or our patience run out
         self.ending = Ending.UNREACHABLE
@@ -110,9 +113,10 @@ class Connection:
         if sock is not None:
             sock.close()
 
-    def _build_client(self) -> mqtt.Client:
+    def _build_client(self) -> _Client:
         options = self._options
-        client = mqtt.Client(
+        client = _Client(
+            self._backlog.answered,
             CallbackAPIVersion.VERSION2,
             client_id=options.client_id,
             clean_session=None if self._v5 else False,
@@ -169,6 +173,7 @@ class Connection:
             client.loop_write()
         if self._link.connected:
             self._send()
+            self._ask()
         client.loop_misc()
 
     def _read(self) -> None:
@@ -183,8 +188,17 @@ class Connection:
                     return
         finally:
             if self._arrived:
+                opened = sum(message.qos > 0 for message in self._arrived)
+                self._backlog.received(opened, len(self._unacked))
                 self._mailbox.deliver(self._arrived)
                 self._arrived = []
+
+    def _ask(self) -> None:
+        """Ping when the answer may show that the broker has caught up; behind SUBSCRIBE and every PUBACK."""
+        client, still_open = self._client, len(self._unacked)
+        if self._subscribed and self._backlog.must_ask(still_open) and not client.awaits_ping:
+            self._backlog.asked(still_open)
+            client.ping()
 
     def _send(self) -> None:
         """Pass on what the worker has queued, while the socket takes it."""
@@ -260,6 +274,10 @@ class Connection:
         link = self._link
         link.generation += 1
         link.session_present = flags.session_present
+        if flags.session_present:
+            self._backlog.begin()
+        else:
+            link.session += 1
         link.packet_limit_bytes = getattr(granted, "MaximumPacketSize", MAX_PACKET_BYTES)
         link.refused = ()
         link.last_error = None
@@ -286,6 +304,7 @@ class Connection:
             for (topic, _), code in zip(self._subscriptions, codes, strict=True)
             if code.is_failure
         }
+        self._subscribed = True
         self._link.refused = tuple(refused)
         if refused:
             listing = ", ".join(f"{topic} ({name})" for topic, name in refused.items())
@@ -305,6 +324,8 @@ class Connection:
             duplicate=arrived.dup,
             packet_id=arrived.mid,
             generation=self._link.generation,
+            session=self._link.session,
+            backlog=self._backlog.waits,
         )
         if message.qos:
             self._unacked[message.packet_id] = message
@@ -337,6 +358,28 @@ class Connection:
     def _on_log(self, _client: mqtt.Client, _: Any, level: int, line: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._log_line = f" ({line})"
+
+
+class _Client(mqtt.Client):
+    """paho, with pings of our own and word of their answers."""
+
+    def __init__(self, on_pong: Callable[[], None], version: CallbackAPIVersion, **options: Any) -> None:
+        super().__init__(version, **options)
+        self._on_pong = on_pong
+
+    @property
+    def awaits_ping(self) -> bool:
+        """Whether a ping is without its answer."""
+        return self._ping_t > 0
+
+    def ping(self) -> None:
+        """Send PINGREQ behind all that was sent before."""
+        self._send_pingreq()
+
+    def _handle_pingresp(self) -> MQTTErrorCode:
+        code = super()._handle_pingresp()
+        self._on_pong()
+        return code
 
 
 def _properties(packet_type: int, **values: Any) -> Properties:

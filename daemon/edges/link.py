@@ -65,6 +65,7 @@ class BrokerStatus:
     in_flight: int  # QoS 1 publishes without an answer
     last_packet_s: float | None  # when bytes last came from the broker, by the caller's clock
     thread_alive: bool
+    session: int = 0  # how many of the connections found no session of ours at the broker
 
     @property
     def reconnects(self) -> int:
@@ -78,6 +79,7 @@ class Link:
 
     connected: bool = False
     generation: int = 0
+    session: int = 0
     session_present: bool = False
     last_error: str | None = None
     refused: tuple[str, ...] = ()

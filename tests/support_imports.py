@@ -78,13 +78,25 @@ LAYERS: Mapping[str, Layer] = {
     # Core and edges joined, still without a clock of their own.
     "joints": Layer(
         modules=tuple(
-            f"gruard.daemon.{name}" for name in ("announcer", "inspection", "pipeline", "recording", "wiring")
+            f"gruard.daemon.{name}"
+            for name in (
+                "announcer",
+                "enrolment",
+                "inspection",
+                "intake",
+                "pending",
+                "pipeline",
+                "recording",
+                "recovery",
+                "rounds",
+                "wiring",
+            )
         ),
         ours=(*_INNER, "edges", "settings", "joints"),
         packages=("numpy", "msgspec"),
     ),
     "service": Layer(
-        modules=("gruard.daemon.service*", "gruard.daemon.replay"),
+        modules=("gruard.daemon.service*", "gruard.daemon.supervision", "gruard.daemon.replay"),
         ours=(*_INNER, "edges", "settings", "logs", "joints", "service"),
         packages=("numpy", "msgspec"),
         clocks=True,
@@ -116,14 +128,11 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "broker": frozenset({"connection", "link", "mailbox", "reconnect"}),
     "connection": frozenset({"backlog", "link", "mailbox", "reconnect"}),
     "link": frozenset({"reconnect"}),
-    "database": frozenset(
-        {"checksums", "failpoints", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
-    ),
-    "journal": frozenset({"checksums", "failpoints", "history", "packs", "rows", "schema", "tables"}),
+    "database": frozenset({"checksums", "history", "journal", "packs", "rows", "schema", "tables"}),
+    "journal": frozenset({"checksums", "history", "packs", "rows", "schema", "tables"}),
     "history": frozenset({"packs", "rows", "tables"}),
     "tables": frozenset({"checksums", "packs", "rows"}),
     "schema": frozenset({"checksums"}),
-    "salvage": frozenset({"checksums", "packs", "pages", "schema", "tables"}),
 }
 _EDGES = "gruard.daemon.edges."
 

@@ -128,8 +128,9 @@ def test_checkpoints_come_back_newest_only(tmp_path: Path) -> None:
     """A device's newer checkpoint replaces the older, more than one page of them is read, bytes are kept."""
     state = bytes(range(256)) * 8
     with open_database(tmp_path, now_s=NOW_S) as database:
-        database.save_checkpoints(checkpoint(f"pump-{number}", lsn=number) for number in range(600))
-        database.save_checkpoints([checkpoint("pump-3", lsn=10**12, state=state)])
+        many = [checkpoint(f"pump-{number}", lsn=number) for number in range(600)]
+        database.save_checkpoints(many, generation=0, lsn=600)
+        database.save_checkpoints([checkpoint("pump-3", lsn=10**12, state=state)], generation=0, lsn=10**12)
         database.commit()
     with open_readonly(tmp_path) as reader:
         found = {row.device: row for row in reader.checkpoints()}
@@ -141,7 +142,9 @@ def test_checkpoints_come_back_newest_only(tmp_path: Path) -> None:
 
 def test_checkpoint_of_a_forgotten_device_is_gone(database: Database) -> None:
     """Forgetting a device forgets its memory; a new device of that name starts without one."""
-    database.save_checkpoints([checkpoint("pump-1"), checkpoint("pump-2")])
+    for generation in (0, 1):
+        both = [checkpoint("pump-1"), checkpoint("pump-2")]
+        database.save_checkpoints(both, generation=generation, lsn=7)
     database.forget_device("pump-1")
     database.append([reading(1, "pump-1")])
     assert [row.device for row in database.checkpoints()] == ["pump-2"]
@@ -150,19 +153,19 @@ def test_checkpoint_of_a_forgotten_device_is_gone(database: Database) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE device_state SET state = x'0103' WHERE lsn = 1",
-        "UPDATE device_state SET state = 'text' WHERE lsn = 1",
-        "UPDATE device_state SET lsn = 5 WHERE lsn = 1",
-        "UPDATE device_state SET model = NULL WHERE lsn = 1",
-        "UPDATE device_state SET checksum = NULL WHERE lsn = 1",
-        "UPDATE device_state SET state = NULL, checksum = NULL WHERE lsn = 1",
-        "UPDATE device_state SET fieldset = 99 WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET state = x'0103' WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET state = 'text' WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET lsn = 5 WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET model = NULL WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET checksum = NULL WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET state = NULL, checksum = NULL WHERE lsn = 1",
+        "UPDATE checkpoints_0 SET fieldset = 99 WHERE lsn = 1",
         "UPDATE devices SET device = 'pump-9' WHERE device = 'pump-1'",
     ],
 )
 def test_damaged_checkpoint_is_left_out_and_counted(database: Database, damage: str) -> None:
     """A checkpoint that is not what was saved, by one column, is never given out."""
-    database.save_checkpoints([checkpoint("pump-1", lsn=1), checkpoint("pump-2", lsn=2)])
+    database.save_checkpoints([checkpoint("pump-1", lsn=1), checkpoint("pump-2", lsn=2)], generation=0, lsn=2)
     database._write(damage)
     assert [row.device for row in database.checkpoints()] == ["pump-2"]
     assert database.skipped_rows == 1

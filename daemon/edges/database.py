@@ -17,22 +17,26 @@ import errno
 import fcntl
 import os
 import sqlite3
-from dataclasses import astuple
+from collections import deque
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import IO, TYPE_CHECKING, Final
 
 from gruard.daemon.edges import schema
+from gruard.daemon.edges.checksums import MOST_PACKET_ID, write_deliveries
 from gruard.daemon.edges.history import Reader
 from gruard.daemon.edges.journal import Journal, suspect_path
 from gruard.daemon.edges.packs import checkpoint_checksum
+from gruard.daemon.edges.tables import CHECKPOINTS, Generation
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow
+    from gruard.daemon.records import Delivery
 
 DATABASE_NAME: Final = "gruard.db"
 LOCK_NAME: Final = "gruard.lock"
@@ -54,17 +58,59 @@ class Database(Journal):
         super().close()
         self._lock.close()
 
-    def save_checkpoints(self, rows: Iterable[Checkpoint]) -> None:
-        """Keep each device's newest checkpoint, in place of an older one."""
+    def _start_over(self) -> None:
+        super()._start_over()
+        # Group and size of each row of deliveries, and their sum.
+        self._noted = deque(self._all("SELECT seq, max(count, 0) FROM deliveries ORDER BY seq"))
+        self._kept = sum(count for _, count in self._noted)
+
+    def save_checkpoints(self, rows: Iterable[Checkpoint], *, generation: int, lsn: int) -> None:
+        """Bring one generation up to `lsn`, which it then covers for every device.
+
+        `rows` are the devices that moved since this generation was last saved. At its first save after the
+        opening it also takes over what the other generation knows better, so that it is whole by itself.
+        """
         with self._whole():
-            stored = []
-            for row in rows:
-                device, fieldset, _ = self._owner(row.device, row.source, row.fields)
-                content = (int(row.lsn), row.layout, row.model, row.state)
-                names = self._fieldset(fieldset)
-                checksum = names and checkpoint_checksum(row.device, names, *content)
-                stored.append((device, fieldset, *content, checksum))
-            self._write_many("INSERT OR REPLACE INTO device_state VALUES (?, ?, ?, ?, ?, ?, ?)", stored)
+            saved = {row.device: row for row in rows}
+            if generation not in self._settled:
+                for row in self.checkpoints():
+                    saved.setdefault(row.device, row)
+            stored = [self._checkpoint_row(generation, row) for row in saved.values()]
+            table = CHECKPOINTS[generation]
+            self._write_many(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", stored)  # noqa: S608
+            ((states,),) = self._all(f"SELECT count(*) FROM {table}")  # noqa: S608 - one of two names
+            self._keep("generations", Generation(generation, int(lsn), states))
+            self._settled.add(generation)
+
+    def _checkpoint_row(self, generation: int, row: Checkpoint) -> tuple[object, ...]:
+        device, fieldset, _ = self._owner(row.device, row.source, row.fields)
+        content = (int(row.lsn), row.layout, row.model, row.state)
+        names = self._fieldset(fieldset)
+        checksum = names and checkpoint_checksum(generation, row.device, names, *content)
+        return device, fieldset, *content, checksum
+
+    # --- deliveries -----------------------------------------------------------------------------------------
+
+    def note_deliveries(self, rows: Sequence[Delivery]) -> None:
+        """Remember messages as taken, each in place of what its packet id stood for before.
+
+        The newest 65,535 are kept, one for every packet id there is.
+        """
+        with self._whole():
+            self._noted.append((self._noted[-1][0] + 1 if self._noted else 1, len(rows)))
+            self._write("INSERT INTO deliveries VALUES (?, ?, ?)", (*self._noted[-1], write_deliveries(rows)))
+            self._kept += len(rows)
+            while self._kept - self._noted[0][1] >= MOST_PACKET_ID:
+                seq, count = self._noted.popleft()
+                self._write("DELETE FROM deliveries WHERE seq = ?", (seq,))
+                self._kept -= count
+
+    def forget_deliveries(self) -> None:
+        """Drop them all: the broker has begun another session, whose packet ids begin anew."""
+        with self._whole():
+            self._write("DELETE FROM deliveries")
+            self._noted.clear()
+            self._kept = 0
 
     # --- outbox, alerts -------------------------------------------------------------------------------------
 
@@ -84,8 +130,7 @@ class Database(Journal):
         """
         if replace:
             self._write("DELETE FROM outbox WHERE topic = ?", (topic,))
-        sql = "INSERT INTO outbox (topic, payload, qos, retain, key) VALUES (?, ?, ?, ?, ?)"
-        return self._write(sql, (topic, payload, qos, retain, key)).lastrowid or 0
+        return self._enter("outbox", (topic, payload, int(qos), int(retain), key))
 
     def outbox_done(self, seqs: Iterable[int]) -> None:
         """Drop what the broker has taken."""
@@ -93,27 +138,13 @@ class Database(Journal):
 
     def save_alert(self, row: AlertRow) -> None:
         """Keep the newest word on the alert with this id."""
-        self._write(
-            "INSERT INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-            " device = excluded.device, source = excluded.source, state = excluded.state,"
-            " severity = excluded.severity, opened_s = excluded.opened_s, updated_s = excluded.updated_s,"
-            " resolved_s = excluded.resolved_s, score = excluded.score, threshold = excluded.threshold,"
-            " payload = excluded.payload",
-            astuple(row),
-        )
+        self._keep("alerts", astuple(row))
 
     # --- models, meta ---------------------------------------------------------------------------------------
 
     def add_model(self, row: ModelRow) -> None:
         """Enter a model in the registry, or write its entry anew."""
-        self._write(
-            "INSERT INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-            " group_name = excluded.group_name, status = excluded.status, created_s = excluded.created_s,"
-            " parent = excluded.parent, skill = excluded.skill, manifest = excluded.manifest,"
-            " reason = excluded.reason, activated_lsn = excluded.activated_lsn,"
-            " activated_s = excluded.activated_s",
-            astuple(row),
-        )
+        self._keep("models", astuple(row))
 
     def activate_model(self, model: str, lsn: int, now_s: float) -> None:
         """Make a model the live one of its group from the reading `lsn` on; the one before it is retired.
@@ -121,18 +152,18 @@ class Database(Journal):
         Raises StateError if the registry does not know the model.
         """
         with self._whole():
-            self._write(
-                "UPDATE models SET status = 'retired' WHERE status = 'live'"
-                " AND group_name = (SELECT group_name FROM models WHERE id = ?)",
-                (model,),
-            )
-            sql = "UPDATE models SET status = 'live', activated_lsn = ?, activated_s = ? WHERE id = ?"
-            if not self._write(sql, (lsn, now_s, model)).rowcount:
+            known = {row.id: row for row in self.models()}
+            if model not in known:
                 raise StateError(f"The model {model} is not in the registry.")
+            for row in known.values():
+                if row.status == "live" and row.group == known[model].group:
+                    self._keep("models", astuple(replace(row, status="retired")))
+            live = replace(known[model], status="live", activated_lsn=int(lsn), activated_s=float(now_s))
+            self._keep("models", astuple(live))
 
     def set_meta(self, key: str, value: str) -> None:
         """Keep one named value."""
-        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._keep("meta", (key, value))
 
 
 def open_database(directory: Path, *, now_s: float) -> Database:

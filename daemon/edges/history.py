@@ -1,12 +1,10 @@
-"""Reading the database: what the writer and every read-only opening share."""
+"""Reading the journal: what the writer and every read-only opening share."""
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import contextmanager, suppress
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,26 +13,17 @@ from gruard.daemon.edges.packs import (
     TAIL_RECORDS,
     Fieldset,
     Tail,
-    checkpoint_checksum,
     join_records,
     lsn_list,
     pack_range,
-    read_fieldset,
     read_record,
     sound_records,
 )
-from gruard.daemon.edges.rows import (
-    AlertRow,
-    Checkpoint,
-    DeviceRow,
-    History,
-    ModelRow,
-    OutboxRow,
-    StoredReading,
-)
-from gruard.daemon.errors import StateError
+from gruard.daemon.edges.rows import DeviceRow, History, StoredReading
+from gruard.daemon.edges.tables import Tables
 
 if TYPE_CHECKING:
+    import sqlite3
     from array import array
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
@@ -44,28 +33,15 @@ HIGHEST_LSN: Final = 2**63 - 1
 Run = tuple[Fieldset, np.ndarray]  # records of one set of fields, oldest first
 
 
-class Reader:
+class Reader(Tables):
     """A read-only view of a database that another process may be writing. Belongs to one thread.
 
     Every method raises StateError if the file cannot be read. A damaged row is left out and counted.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self.skipped_rows = 0  # damaged rows and packs left out since opening
-        self._connection = connection
-        self._fieldsets: dict[int, Fieldset] = {}
+        super().__init__(path, connection)
         self._tail = Tail()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
 
     # --- readings -------------------------------------------------------------------------------------------
 
@@ -127,73 +103,6 @@ class Reader:
         with self._snapshot():
             self._catch_up()
             return [found for row in self._all(sql) if (found := self._device_row(*row))]
-
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        """Every device's newest checkpoint."""
-        sql = (
-            "SELECT s.device, d.device, s.fieldset, s.lsn, s.layout, s.model, s.state, s.checksum"
-            " FROM device_state AS s JOIN devices AS d ON d.id = s.device"
-            " WHERE s.device > ? AND d.device IS NOT NULL ORDER BY s.device LIMIT 256"
-        )
-        last = 0
-        while rows := self._all(sql, (last,)):
-            for _, device, identity, *rest, checksum in rows:
-                fieldset = self._fieldset(identity)
-                if fieldset and checkpoint_checksum(device, fieldset, *rest) == checksum:
-                    yield Checkpoint(device, fieldset.source, fieldset.fields, *rest)
-                else:
-                    self.skipped_rows += 1
-            last = self._advanced(last, rows[-1][0])
-
-    # --- alerts, outbox, models, meta -----------------------------------------------------------------------
-
-    def alerts(self, limit: int, *, open_only: bool = False) -> list[AlertRow]:
-        """The newest alerts, newest first."""
-        sql = (
-            "SELECT id, device, source, state, severity, opened_s, updated_s, resolved_s, score, threshold,"
-            " payload FROM alerts WHERE resolved_s IS NULL OR NOT ?"
-            " ORDER BY opened_s DESC, rowid DESC LIMIT ?"
-        )
-        return [AlertRow(*row) for row in self._all(sql, (open_only, limit))]
-
-    def outbox(self, limit: int) -> list[OutboxRow]:
-        """What waits for the broker, in the order in which it was put."""
-        sql = "SELECT seq, topic, payload, qos, retain, key FROM outbox ORDER BY seq LIMIT ?"
-        return [
-            OutboxRow(seq, topic, payload, qos, bool(retain), key)
-            for seq, topic, payload, qos, retain, key in self._all(sql, (limit,))
-        ]
-
-    def outbox_pending(self) -> int:
-        """How many messages wait for the broker."""
-        return int(self._all("SELECT count(*) FROM outbox")[0][0])
-
-    def models(self) -> list[ModelRow]:
-        """The registry, oldest first."""
-        sql = (
-            "SELECT id, group_name, status, created_s, parent, skill, manifest, reason, activated_lsn,"
-            " activated_s FROM models ORDER BY created_s, rowid"
-        )
-        return [ModelRow(*row) for row in self._all(sql)]
-
-    def live_models(self) -> list[ModelRow]:
-        """The live model of each group."""
-        return [row for row in self.models() if row.status == "live"]
-
-    def meta(self, key: str) -> str | None:
-        """The value kept under `key`."""
-        rows = self._all("SELECT value FROM meta WHERE key = ?", (key,))
-        return rows[0][0] if rows else None
-
-    def size_bytes(self) -> int:
-        """What the database takes on the disk, its write-ahead log included."""
-        sizes = 0
-        for suffix in ("", "-wal"):
-            try:
-                sizes += self.path.with_name(self.path.name + suffix).stat().st_size
-            except FileNotFoundError:  # the log is made by the first write
-                continue
-        return sizes
 
     # --- how it is done -------------------------------------------------------------------------------------
 
@@ -280,15 +189,6 @@ class Reader:
             return None
         return DeviceRow(device, fieldset.source, fieldset.fields, readings + len(pending), first_s, last_s)
 
-    def _fieldset(self, identity: int) -> Fieldset | None:
-        found = self._fieldsets.get(identity)
-        if found is None:
-            for row in self._all("SELECT source, fields FROM fieldsets WHERE id = ?", (identity,)):
-                found = read_fieldset(*row)
-            if found is not None:
-                self._fieldsets[identity] = found
-        return found
-
     def _catch_up(self) -> None:
         """Learn what has been journalled since the last look."""
         if self._tail.count > 4 * TAIL_RECORDS:  # most of it is packed by now
@@ -302,44 +202,6 @@ class Reader:
         )
         for device, lsn in self._each(sql, (self._tail.newest,)):
             self._tail.add(device, lsn)
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """Let all reads inside see one moment of the file."""
-        inside_a_group = self._connection.in_transaction
-        if not inside_a_group:
-            self._all("BEGIN")
-        try:
-            yield
-        finally:
-            if not inside_a_group and self._connection.in_transaction:
-                self._all("ROLLBACK")
-
-    def _all(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
-        return list(self._each(sql, parameters))
-
-    def _each(self, sql: str, parameters: Sequence[object] = ()) -> Iterator[Any]:
-        """The rows of a query, one by one: every read goes through here."""
-        try:
-            cursor = self._connection.execute(sql, parameters)
-            try:
-                yield from cursor
-            finally:
-                with suppress(sqlite3.ProgrammingError):  # closed before this iteration was given up
-                    cursor.close()
-        except sqlite3.ProgrammingError:
-            raise  # a bug of ours, such as another thread's connection
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-
-    def _advanced(self, before: int, after: int) -> int:
-        """`after`, unless damage has put a table out of order: paging through it would never end."""
-        if after > before:
-            return after
-        raise self._unreadable(sqlite3.DatabaseError("its rows are out of order"))
-
-    def _unreadable(self, error: sqlite3.Error) -> StateError:
-        return StateError(f"The database {self.path} cannot be read: {error}.")
 
 
 def _assemble(runs: Sequence[Run], fields: tuple[str, ...]) -> History:

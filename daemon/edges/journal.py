@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from contextlib import contextmanager, suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from gruard.daemon.edges.checksums import SEALED, keeping, row_checksum
 from gruard.daemon.edges.history import HIGHEST_LSN, Reader
 from gruard.daemon.edges.packs import (
     PACK_RECORDS,
@@ -21,6 +22,7 @@ from gruard.daemon.edges.packs import (
     write_record,
 )
 from gruard.daemon.edges.schema import is_damage
+from gruard.daemon.edges.tables import CHECKPOINTS
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -58,6 +60,20 @@ def suspect_path(path: Path) -> Path:
     return path.with_name(path.name + ".suspect")
 
 
+class DeviceEntry(NamedTuple):
+    """A row of `devices`."""
+
+    id: int
+    device: str | None  # None: forgotten, its packs wait for pruning
+    fieldset: int
+    first_s: float | None
+    last_s: float | None
+    readings: int  # ever packed
+    packed_rows: int
+    packed_lsn: int
+    next_pack: int
+
+
 class Journal(Reader):
     """The one writer. Writes gather in a group; `commit` makes the group durable as a whole.
 
@@ -70,6 +86,7 @@ class Journal(Reader):
         self.next_lsn = 1
         self._owners: dict[str, dict[tuple[str, tuple[str, ...]], tuple[int, int, int]]] = {}
         self._sweep: list[tuple[int, int]] = []
+        self._settled: set[int] = set()  # generations that are whole since this opening
         self._start_over()
 
     def append(self, rows: Sequence[StoredReading]) -> None:
@@ -100,12 +117,23 @@ class Journal(Reader):
         """Drop a device at once; its stored readings follow when `prune` comes to them."""
         with self._whole():
             for (identity,) in self._all("SELECT id FROM devices WHERE device = ?", (device,)):
-                self._write("DELETE FROM device_state WHERE device = ?", (identity,))
-                self._write("UPDATE devices SET device = NULL WHERE id = ?", (identity,))
+                for generation in self._generations():
+                    sql = f"DELETE FROM {CHECKPOINTS[generation.id]} WHERE device = ?"  # noqa: S608 - one of two
+                    gone = self._write(sql, (identity,)).rowcount
+                    self._keep("generations", generation._replace(states=generation.states - gone))
+                self._keep("devices", self._entry(identity)._replace(device=None))
                 self._tail.drop(identity, HIGHEST_LSN)
             self._owners.pop(device, None)
 
-    def prune(self, max_rows_per_device: int, keep_from_lsn: int, limit: int) -> int:
+    def prune(
+        self,
+        max_rows_per_device: int,
+        keep_from_lsn: int,
+        limit: int,
+        *,
+        max_bytes: int | None = None,  # noqa: ARG002
+        oldest_s: float | None = None,  # noqa: ARG002
+    ) -> int:
         """Delete at most `limit` stored rows; returns how many, 0 once there is nothing to do.
 
         First what the journal still holds of packed readings, then each device's oldest readings beyond its
@@ -129,6 +157,7 @@ class Journal(Reader):
         """Read from the file what is held in memory."""
         self._fieldsets.clear()
         self._owners.clear()
+        self._settled.clear()
         self._tail = Tail()
         self._read_tail()
         newest = self._all("SELECT max(lsn) FROM readings")[0][0]
@@ -166,13 +195,18 @@ class Journal(Reader):
         key = (source, fieldset_text(fields))
         for (identity,) in self._all("SELECT id FROM fieldsets WHERE source = ? AND fields = ?", key):
             return int(identity)
-        return self._write("INSERT INTO fieldsets (source, fields) VALUES (?, ?)", key).lastrowid or 0
+        return self._enter("fieldsets", key)
 
     def _device_id(self, device: str, fieldset: int) -> int:
         for (identity,) in self._all("SELECT id FROM devices WHERE device = ?", (device,)):
             return int(identity)
-        sql = "INSERT INTO devices (device, fieldset) VALUES (?, ?)"
-        return self._write(sql, (device, fieldset)).lastrowid or 0
+        return self._enter("devices", (device, fieldset, None, None, 0, 0, 0, 0))
+
+    def _entry(self, identity: int) -> DeviceEntry:
+        """A device's row. Raises StateError if it is not what was written."""
+        for row in self._sealed("devices", "WHERE id = ?", (identity,)):
+            return DeviceEntry(*row)
+        raise self._unreadable(sqlite3.DatabaseError("a device's row is damaged"))
 
     def _pack_some(self, records: int) -> None:
         """Shorten an overlong tail by about so many records, device after device.
@@ -204,26 +238,25 @@ class Journal(Reader):
         run = list(takewhile(lambda row: row[1] == rows[0][1], rows))
         last_lsn = run[-1][0] if run else lsns[:limit][-1]
         taken = self._tail.drop(identity, last_lsn + 1)
+        entry = self._entry(identity)
         if run:
             _, fieldset, _, device = run[0]
             for _, records in self._run(device, fieldset, [record for _, _, record, _ in run]):
-                self._store_pack(identity, fieldset, records)
-        self._write(
-            "UPDATE devices SET readings = readings + ?, packed_lsn = ? WHERE id = ?",
-            (taken, last_lsn, identity),
-        )
+                entry = self._store_pack(entry, fieldset, records)
+        self._keep("devices", entry._replace(readings=entry.readings + taken, packed_lsn=last_lsn))
         return taken
 
-    def _store_pack(self, identity: int, fieldset: int, records: np.ndarray) -> None:
+    def _store_pack(self, entry: DeviceEntry, fieldset: int, records: np.ndarray) -> DeviceEntry:
         first, last = records[0], records[-1]
-        self._write(
-            "INSERT INTO packs SELECT (id << 32) + next_pack, ?, ?, ?, ? FROM devices WHERE id = ?",
-            (fieldset, int(first["lsn"]), int(last["lsn"]), records.tobytes(), identity),
-        )
-        self._write(
-            "UPDATE devices SET fieldset = ?, packed_rows = packed_rows + ?, next_pack = next_pack + 1,"
-            " first_s = coalesce(first_s, ?), last_s = ? WHERE id = ?",
-            (fieldset, len(records), float(first["time_s"]), float(last["time_s"]), identity),
+        pack = pack_range(entry.id)[0] + entry.next_pack
+        row = (pack, fieldset, int(first["lsn"]), int(last["lsn"]), records.tobytes())
+        self._write("INSERT INTO packs VALUES (?, ?, ?, ?, ?)", row)
+        return entry._replace(
+            fieldset=fieldset,
+            packed_rows=entry.packed_rows + len(records),
+            next_pack=entry.next_pack + 1,
+            first_s=float(first["time_s"]) if entry.first_s is None else entry.first_s,
+            last_s=float(last["time_s"]),
         )
 
     def _trim_journal(self, cut: int, limit: int) -> int:
@@ -262,8 +295,8 @@ class Journal(Reader):
             elif not (self._tail.between(identity, 0, cut) and self._pack(identity, PACK_RECORDS)):
                 break
         if removed:
-            sql = "UPDATE devices SET packed_rows = max(0, packed_rows - ?) WHERE id = ?"
-            self._write(sql, (removed, identity))
+            entry = self._entry(identity)
+            self._keep("devices", entry._replace(packed_rows=max(0, entry.packed_rows - removed)))
         if not packs:
             self._write("DELETE FROM devices WHERE id = ? AND device IS NULL", (identity,))
         return removed
@@ -305,6 +338,20 @@ class Journal(Reader):
             if self._connection.in_transaction:  # a failed write has gone back already
                 self.rollback()
             raise
+
+    def _keep(self, table: str, row: Sequence[object]) -> None:
+        """Write a row of a table with checksums, or write it anew."""
+        self._write(keeping(table), (*row, row_checksum(table, *row)))
+
+    def _enter(self, table: str, row: Sequence[object]) -> int:
+        """Add a row to a table that numbers its rows itself; the number."""
+        with self._whole():
+            columns = ", ".join(SEALED[table][1:])
+            marks = ", ".join("?" * len(row))
+            sql = f"INSERT INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 - our own names
+            number = self._write(sql, row).lastrowid or 0
+            self._keep(table, (number, *row))
+            return number
 
     def _write(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
         return self._attempt(self._connection.execute, sql, parameters)

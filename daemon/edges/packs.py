@@ -117,12 +117,20 @@ def read_record(
 
 
 def checkpoint_checksum(
-    device: str, fieldset: Fieldset, lsn: int, layout: str, model: str | None, state: object
+    generation: int,
+    device: str,
+    fieldset: Fieldset,
+    lsn: int,
+    layout: str,
+    model: str | None,
+    state: object,
 ) -> int:
     """What the checksum of a sound checkpoint is; -1, which fits nothing, if `state` is not even bytes."""
     if not isinstance(state, bytes):
         return -1
-    return crc32(state, crc32(repr((lsn, layout, model)).encode(), fieldset.seed(device)))
+    # Version 1 had one generation and did not name it.
+    named = (lsn, layout, model, generation) if generation else (lsn, layout, model)
+    return crc32(state, crc32(repr(named).encode(), fieldset.seed(device)))
 
 
 class Tail:

@@ -3,8 +3,8 @@
 `readings` is the journal: append-only, in LSN order, with no second index, because an index by device
 makes every reading of a busy fleet dirty a page of its own (about 10 KB written per reading, measured with
 10,000 devices). A device's readings move in runs into `packs`, where history is read from; see packs.py.
-`readings`, `packs` and `device_state` carry their own checksums and therefore no constraints: the file check
-at start refuses a whole file for one broken constraint, while a broken checksum costs one row.
+`readings`, `packs`, `deliveries` and the checkpoints have no constraints: the file check at start refuses a
+whole file for one broken constraint, while a broken checksum costs one row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from gruard.daemon.edges.checksums import SEALED, keeping, row_checksum
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -55,11 +56,33 @@ _V1: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
 
-#: Entry i lifts version i to i + 1; a new file is version 0. Released entries are never edited.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+#: Two generations of checkpoints, deliveries, and a checksum in every row.
+_V2: Final = (
+    "ALTER TABLE device_state RENAME TO checkpoints_0",
+    """CREATE TABLE checkpoints_1 (
+        device INTEGER PRIMARY KEY, fieldset INTEGER, lsn INTEGER, layout TEXT, model TEXT, state BLOB,
+        checksum INTEGER)""",
+    """CREATE TABLE generations (
+        id INTEGER PRIMARY KEY, lsn INTEGER NOT NULL, states INTEGER NOT NULL, checksum INTEGER) STRICT""",
+    """INSERT INTO generations (id, lsn, states) SELECT
+        0, coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'checkpoint_lsn'), 0), count(*)
+        FROM checkpoints_0""",
+    "INSERT INTO generations (id, lsn, states) VALUES (1, 0, 0)",
+    "DELETE FROM meta WHERE key = 'checkpoint_lsn'",
+    # One row a group, because a row a message costs half as much again as the readings themselves.
+    "CREATE TABLE deliveries (seq INTEGER PRIMARY KEY, count INTEGER, body BLOB)",
+    *(
+        f"ALTER TABLE {table} ADD COLUMN checksum INTEGER"
+        for table in ("meta", "fieldsets", "devices", "outbox", "alerts", "models")
+    ),
+    *(
+        f"UPDATE {table} SET checksum = row_checksum('{table}', {', '.join(columns)})"  # noqa: S608
+        for table, columns in SEALED.items()
+    ),
+)
 
-#: The tables without checksums of their own.
-_CONSTRAINED: Final = ("meta", "fieldsets", "devices", "outbox", "alerts", "models")
+#: Entry i lifts version i to i + 1; a new file is version 0. Released entries are never edited.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
 
 #: A start checks every page of a file up to this size, which takes a few seconds. Of a larger one it leaves
 #: the packs out: their records have checksums, and a damaged page fails in use and is found next time.
@@ -136,7 +159,7 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
         elif path.stat().st_size <= WHOLE_CHECK_BYTES:
             _check(connection, "quick_check(1)")
         else:
-            for table in (*_CONSTRAINED, "readings", "device_state"):
+            for table in (*SEALED, "readings", "checkpoints_0", "checkpoints_1", "deliveries"):
                 _check(connection, f"quick_check({table})")
         migrate(connection)
         _check_columns(connection)
@@ -156,7 +179,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
             )
         _check_columns(connection)
         # Only what has no checksums of its own: checking the readings' pages takes seconds.
-        for table in _CONSTRAINED:
+        for table in SEALED:
             _check(connection, f"quick_check({table})")
     return connection
 
@@ -222,14 +245,14 @@ def migrate(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == len(MIGRATIONS):
         return
+    connection.create_function("row_checksum", -1, row_checksum, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statements in MIGRATIONS[version:]:
             for statement in statements:
                 connection.execute(statement)
-        connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('schema_version', ?)", (str(len(MIGRATIONS)),)
-        )
+        row = ("schema_version", str(len(MIGRATIONS)))
+        connection.execute(keeping("meta"), (*row, row_checksum("meta", *row)))
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:

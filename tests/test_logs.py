@@ -10,16 +10,27 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gruard.daemon import logs
 from gruard.daemon.errors import ConfigError
-from gruard.daemon.logs import MAX_MESSAGE_LENGTH, MAX_SIMILAR, MAX_TEMPLATES, WINDOW_S, configure
+from gruard.daemon.logs import (
+    MAX_MESSAGE_LENGTH,
+    MAX_PER_S,
+    MAX_SIMILAR,
+    MAX_TEMPLATES,
+    MAX_TRACE_LENGTH,
+    WINDOW_S,
+    configure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 HOSTILE = "dev\n<0>root: forged\r\x1b[2J\x00\u202e\u2028\ud800end"
 
@@ -28,7 +39,9 @@ HOSTILE = "dev\n<0>root: forged\r\x1b[2J\x00\u202e\u2028\ud800end"
 def _restore_logging() -> Iterator[None]:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     for added in [sink for sink in root.handlers if sink not in before]:
         root.removeHandler(added)
     root.setLevel(level)
@@ -49,12 +62,30 @@ def log(
     fields: dict[str, Any] | None = None,
     error: BaseException | None = None,
 ) -> None:
-    """One record with a time of the test's own."""
+    """Log one record with a time of the test's own."""
+    logging.getLogger(name).handle(
+        record_of(template, *args, at=at, level=level, name=name, fields=fields, error=error)
+    )
+
+
+def record_of(
+    template: str,
+    *args: object,
+    at: float = 0.0,
+    level: int = logging.WARNING,
+    name: str = "gruard.daemon.broker",
+    fields: dict[str, Any] | None = None,
+    error: BaseException | None = None,
+) -> logging.LogRecord:
     values = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "created": at}
     values |= {"msg": template, "args": args, "exc_info": error and (type(error), error, None)}
     if fields is not None:
         values["fields"] = fields
-    logging.getLogger(name).handle(logging.makeLogRecord(values))
+    return logging.makeLogRecord(values)
+
+
+def sink() -> logs.LimitedStream:
+    return next(found for found in logging.getLogger().handlers if isinstance(found, logs.LimitedStream))
 
 
 def fail(text: str) -> None:
@@ -252,12 +283,79 @@ def test_clock_set_back_silences_nothing(stream: io.StringIO) -> None:
     assert stream.getvalue().count("\n") == MAX_SIMILAR + 2
 
 
-def test_debug_is_not_limited(stream: io.StringIO) -> None:
-    """Whoever turns debug on gets every line."""
+def test_debug_is_limited_by_the_second(stream: io.StringIO) -> None:
+    """Whoever turns debug on sees much more, and still no flood: so many lines a second, the rest counted."""
     configure("debug", "text", stream, {})
-    for _ in range(5 * MAX_SIMILAR):
-        log("packet", level=logging.DEBUG)
-    assert stream.getvalue().count("\n") == 5 * MAX_SIMILAR
+    for n in range(300):
+        log("packet", level=logging.DEBUG, at=n * 0.01)
+    log("packet", level=logging.DEBUG, at=10)
+    lines = stream.getvalue().splitlines()
+    assert sum(line.endswith("packet") and "suppressed" not in line for line in lines) == 3 * MAX_SIMILAR + 1
+    assert sum(f"suppressed {100 - MAX_SIMILAR} similar: packet" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+def test_reasons_are_limited_apart(stream: io.StringIO, level: int) -> None:
+    """A flood for one reason does not hide another, and each report names its reason."""
+    configure("debug", "text", stream, {})
+    for n in range(50):
+        log("refused %s", f"id-{n}", level=level, fields={"reason": "not_json"})
+    log("refused %s", "id-0", level=level, fields={"reason": "late"})
+    log("later", at=WINDOW_S + 1)
+    assert stream.getvalue().count("reason=not_json") == MAX_SIMILAR
+    assert stream.getvalue().count("reason=late") == 1
+    assert f"suppressed {50 - MAX_SIMILAR} similar: refused %s (not_json)" in stream.getvalue()
+
+
+def accounted(text: str) -> int:
+    """Lines written, and those that a report says were withheld, which stands for itself in no sum."""
+    withheld = sum(int(count) for count in re.findall(r"suppressed (\d+) similar", text))
+    return text.count("\n") - len(re.findall(r"suppressed \d+ similar", text)) + withheld
+
+
+@pytest.mark.parametrize("kinds", [150, 7000])
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+def test_flood_of_templates_and_reasons_is_bounded_and_counted(
+    stream: io.StringIO, level: int, kinds: int
+) -> None:
+    """Whatever is made up, a level has so many lines a second; what is not written is counted exactly."""
+    configure("debug", "text", stream, {})
+    sent, seconds = 20_000, 4
+    for n in range(sent):
+        fields = {"reason": f"reason-{n % 30}\n"}
+        log(f"template {n % kinds} \n %s", HOSTILE, at=n * seconds / sent, level=level, fields=fields)
+    configure("debug", "text", io.StringIO(), {})
+    text = stream.getvalue()
+    assert accounted(text) == sent
+    at_the_end = 2 * MAX_TEMPLATES
+    assert text.count("\n") <= seconds * (MAX_PER_S + 1) + at_the_end
+    assert text.replace("\n", "").isprintable()
+
+
+def test_flood_of_one_level_does_not_hide_another(stream: io.StringIO) -> None:
+    """An error is written though warnings have used up their share of the second."""
+    configure("info", "text", stream, {})
+    for n in range(5 * MAX_PER_S):
+        log(f"template {n}")
+    log("the disk is full", level=logging.ERROR)
+    assert "ERROR broker: the disk is full" in stream.getvalue()
+    assert stream.getvalue().count("WARNING") == MAX_PER_S
+
+
+def test_flood_of_huge_lines_costs_little_memory() -> None:
+    """Of a template and a reason only the beginning is remembered, and of the oldest nothing."""
+    configure("info", "text", io.StringIO(), {})
+    limit = sink()._limit
+    tracemalloc.start()
+    try:
+        for n in range(3 * MAX_TEMPLATES):
+            fields = {"reason": f"{n} " + "y" * 10_000}
+            for _ in limit.admit(record_of(f"{n} " + "x" * 100_000, fields=fields)):
+                pass
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 3e6
 
 
 def test_counts_still_owed_are_written_at_the_end(stream: io.StringIO) -> None:
@@ -275,7 +373,108 @@ def test_templates_watched_are_bounded(stream: io.StringIO) -> None:
     for _ in range(MAX_SIMILAR + 2):
         log("flood")
     for n in range(MAX_TEMPLATES):
-        log(f"template {n}")
-    sink = next(sink for sink in logging.getLogger().handlers if isinstance(sink, logs.LimitedStream))
-    assert len(sink._limit._windows) == MAX_TEMPLATES
+        log(f"template {n}", at=n * 0.02)
+    assert len(sink()._limit._similar[WINDOW_S]) == MAX_TEMPLATES
     assert "suppressed 2 similar: flood" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["text", "json", "journal"])
+def test_traceback_is_cut(stream: io.StringIO, form: logs.LogFormat) -> None:
+    """Neither a huge error text nor a long chain of errors becomes a page of log."""
+    configure("info", form, stream, {})
+    error = raised("x" * 1_000_000)
+    for _ in range(200):
+        error = chained(error)
+    log("failed", error=error)
+    assert len(stream.getvalue()) < 3 * MAX_TRACE_LENGTH
+
+
+def chained(cause: BaseException) -> BaseException:
+    following = raised("next " + "z" * 1000)
+    following.__cause__ = cause
+    return following
+
+
+@pytest.mark.parametrize("form", ["text", "journal"])
+def test_value_cannot_pose_as_another_field(stream: io.StringIO, form: logs.LogFormat) -> None:
+    """Quotes, spaces and equal signs in a value stay inside its quotes."""
+    configure("info", form, stream, {})
+    log("refused", fields={"device": 'a" severity="critical', "empty": "", "sum": "1=1", "plain": "pump-1"})
+    assert stream.getvalue().endswith('device="a\\" severity=\\"critical" empty="" sum="1=1" plain=pump-1\n')
+
+
+def test_line_that_cannot_be_written_shows_nothing_of_its_arguments(
+    stream: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake in a log call costs one line; what it was about appears nowhere, raw or otherwise."""
+    configure("info", "text", stream, {})
+    sink().handle(record_of("%d devices", HOSTILE))
+    assert stream.getvalue() == "logs: a line of gruard.daemon.broker cannot be written: TypeError\n"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_stream_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    """A full disk or a closed pipe behind the log costs the lines and nothing else."""
+    with (tmp_path / "log").open("w") as file:
+        configure("info", "text", file, {})
+    log("nobody reads this")
+    assert (tmp_path / "log").read_text() == ""
+
+
+UNCAUGHT = """
+import sys, threading
+from gruard.daemon.logs import configure
+configure("info", {form!r}, sys.stderr, {{}})
+def fail():
+    raise ValueError({text!r})
+class Odd:
+    def __del__(self):
+        fail()
+    def __repr__(self):
+        return {text!r} + "repr"
+if {where!r} == "thread":
+    thread = threading.Thread(target=fail, name="reader")
+    thread.start()
+    thread.join()
+elif {where!r} == "unraisable":
+    Odd()
+else:
+    fail()
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json", "journal"])
+@pytest.mark.parametrize("where", ["main", "thread", "unraisable"])
+def test_error_that_nobody_caught_is_a_log_line(where: str, form: str) -> None:
+    """A crash in any thread is told in the log's own form; hostile text in it is escaped as everywhere."""
+    script = UNCAUGHT.format(form=form, where=where, text=HOSTILE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if where == "main" else 0)
+    assert done.stdout == ""
+    assert "ValueError" in done.stderr
+    assert "forged" in done.stderr
+    assert "repr" not in done.stderr
+    assert all(line.isprintable() for line in done.stderr.split("\n"))
+    start = {"text": r"\d{4}-", "json": r"\{", "journal": r"<[23]>"}[form]
+    assert all(re.match(start, line) for line in done.stderr.split("\n")[:-1])
+
+
+def test_interrupt_is_no_error_to_log() -> None:
+    """Ctrl-C during start-up ends as Python ends it."""
+    script = (
+        "import sys; from gruard.daemon.logs import configure; configure('info', 'text', sys.stderr, {});"
+        "raise KeyboardInterrupt"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert "nobody caught" not in done.stderr
+
+
+def test_hooks_of_others_stay(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A debugger's or test runner's hook for uncaught errors is not replaced."""
+    hooks = []
+    for module, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, hook := lambda *_: None)
+        hooks.append((module, name, hook))
+    configure("info", "text", stream, {})
+    assert all(getattr(module, name) is hook for module, name, hook in hooks)

@@ -95,15 +95,37 @@ def test_severity_of_alarm_under_the_threshold_is_info() -> None:
     assert severity_of(0.3, 0.8, learning=False) == "info"
 
 
-def test_alert_id_same_moment_same_id() -> None:
-    """The id depends on instance, device and opening time and on nothing else."""
-    assert alert_id("a", "d", 1.5) == alert_id("a", "d", 1.5)
+def test_alert_id_same_reading_same_id() -> None:
+    """The id depends on instance, device, opening time and number of the reading, and on nothing else."""
+    assert alert_id("a", "d", 1.5, 7) == alert_id("a", "d", 1.5, 7)
     others = {
-        alert_id("b", "d", 1.5),
-        alert_id("a", "e", 1.5),
-        alert_id("a", "d", 1.25),
-        alert_id("ad", "", 1.5),
+        alert_id("b", "d", 1.5, 7),
+        alert_id("a", "e", 1.5, 7),
+        alert_id("a", "d", 1.25, 7),
+        alert_id("a", "d", 1.5, 8),
+        alert_id("ad", "", 1.5, 7),
     }
-    assert alert_id("a", "d", 1.5) not in others
-    assert len(others) == 4
-    assert re.fullmatch(r"[0-9a-f]{16}", alert_id("a", "d", 1.5))
+    assert alert_id("a", "d", 1.5, 7) not in others
+    assert len(others) == 5
+    assert re.fullmatch(r"[0-9a-f]{16}", alert_id("a", "d", 1.5, 7))
+
+
+def test_follow_severity_is_what_was_told_last() -> None:
+    """An update that tells less makes what is worse than it news again."""
+    track = Track()
+    told = play(track, [True] * 8, [0.99, 0.99, 0.99, 0.99, 0.81, 0.81, 0.99, 0.99], every_s=4)
+    assert [(t, word) for t, word in enumerate(told) if word] == [
+        (0, "opened"),
+        (4, "updated"),
+        (6, "updated"),
+    ]
+    assert track.severity == "critical"
+
+
+def test_follow_clock_set_back_never_makes_a_duration_negative() -> None:
+    """An alert that was opened in a future that is taken back counts from now, and goes on being updated."""
+    track = Track()
+    assert play(track, [True], start_s=5000) == ["opened"]
+    told = play(track, [True] * 50, every_s=20, start_s=1000)
+    assert [t for t, word in enumerate(told) if word] == [20, 40]
+    assert track.opened_s == 1000

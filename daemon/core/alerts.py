@@ -7,8 +7,8 @@
     open       in alarm no longer          resolved   quiet
 
 When a device is in alarm, `gruard.models.alarm` alone decides: whether one wild value is enough, and when it
-is over, is not asked again here. The id is a hash of device, opening time and instance: the same readings
-give the same ids, live or replayed.
+is over, is not asked again here. The id is a hash of instance, device, opening time and the number of the
+reading: the same readings give the same ids, live or replayed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Track(msgspec.Struct):
     id: str = ""  # empty: quiet
     opened_s: float = 0.0
     told_s: float = 0.0  # event time of the last event about this alert
-    severity: str = "info"
+    severity: str = "info"  # as told last
 
 
 def severity_of(score: float, threshold: float, *, learning: bool) -> Severity:
@@ -58,21 +58,24 @@ def follow(
             return None
         track.id, track.opened_s, track.told_s, track.severity = new_id, time_s, time_s, severity
         return "opened"
+    # Where the device's clock went back, nothing was told later than now.
+    track.opened_s, track.told_s = min(track.opened_s, time_s), min(track.told_s, time_s)
     if not alarm:
         track.id = ""
         return "resolved"
     worse = SEVERITY_ORDER.index(severity) > SEVERITY_ORDER.index(_severity(track.severity))
     if worse or time_s - track.told_s >= update_every_s:
-        track.told_s = time_s
-        if worse:
-            track.severity = severity
+        track.told_s, track.severity = time_s, severity
         return "updated"
     return None
 
 
-def alert_id(instance: str, device: str, opened_s: float) -> str:
-    """The same for the same device and moment, and no other: 16 hex digits."""
-    return hashlib.sha256(f"{instance}\0{device}\0{opened_s!r}".encode()).hexdigest()[:16]
+def alert_id(instance: str, device: str, opened_s: float, count: int) -> str:
+    """The same for the same device, moment and reading, and no other: 16 hex digits.
+
+    `count`: readings applied to the device. A clock that is set back shows a moment twice, no reading.
+    """
+    return hashlib.sha256(f"{instance}\0{device}\0{opened_s!r}\0{count}".encode()).hexdigest()[:16]
 
 
 def _severity(name: str) -> Severity:

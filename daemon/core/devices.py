@@ -7,10 +7,18 @@ always the same ones, has been renamed by its maker and starts again with those.
 
 A message that shares no field with the device is not of it, unless its fields are vouched for: by a topic
 that names the field, or by the source's `include`. Where a device shows its fields in turns, name them there.
+
+A device's event times rise. An earlier one is late, except where the newest was ahead of the clock, or where
+the clock was set back: the time axis then steps back with it, so that no stamp blocks what comes after it. Of
+the last REMEMBERED readings each is known again, so none is applied twice. Where the payload carries a
+sequence number, that decides what is a repetition, and time only where a reading stands.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the type of a field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +35,14 @@ RENAMED_AFTER = 300
 #: Fields on probation that a device may have at a time: an attacker's field names must not pile up.
 MOST_CANDIDATES = 16
 
+#: A clock this far off is told from jitter; how long a reading may be on its way when a clock is judged.
+SLACK_S, LATENCY_S = 1.0, 5.0
+#: Readings that are known again when they are repeated: the width of the map of sequence numbers.
+REMEMBERED = 64
+#: A number this far behind, or among these first ones and not remembered, begins a new count. A jump of more
+#: than MOST_MISSING is another count too: one hostile number must not make the count of losses useless.
+FAR_BEHIND, FIRST_NUMBERS, MOST_MISSING = 4096, 16, 1_000_000
+
 
 class Device(msgspec.Struct):
     """What the engine knows of one device beside its numeric state. Part of its checkpoint."""
@@ -37,7 +53,12 @@ class Device(msgspec.Struct):
     count: int = 0  # readings applied to the state
     phase: str = "warming"  # "learning": the baseline is in charge, "ready": the model is
     last_s: float = float("-inf")  # event time of the newest
-    last_values: dict[str, float] = msgspec.field(default_factory=dict)
+    last_values: Mapping[str, float] = msgspec.field(default_factory=dict)  # told at that time
+    high_s: float = float("-inf")  # latest event time so far: above the newest, the clock went back
+    arrived_s: float = float("-inf")  # when the newest arrived
+    recent: bytes = b""  # checksums of the last REMEMBERED readings that told their time
+    last_sequence: int | None = None  # of the newest, where the payload tells
+    sequences: int = 0  # bit n: the sequence number n before it was applied
     sightings: dict[str, int] = msgspec.field(default_factory=dict)  # field -> readings that showed it
     foreign: int = 0  # readings in a row that showed none of the fields, but these:
     strangers: tuple[str, ...] = ()
@@ -122,18 +143,107 @@ def _adopt(device: Device, known: frozenset[str], new: frozenset[str], most: int
 def admit_time(device: Device, reading: Reading, *, event_time: bool) -> float:
     """The reading's place on the device's time axis, or a refusal.
 
+    Depends on the device and the reading alone, so recovery decides from the journal as it was decided live.
+
     Raises:
-        DecodeError: "late", or "" for a repetition of the newest reading.
+        DecodeError: "late", or "" for a reading that was applied before.
     """
+    time_s, last_s = reading.time_s, device.last_s
+    counted = reading.sequence is not None and device.last_sequence is not None
+    if counted:
+        _admit_sequence(device, reading, event_time=event_time)
     if not event_time:
-        # Arrival times jump back when somebody sets the clock; the device's own time does not.
-        return max(reading.time_s, device.last_s)
-    if reading.time_s < device.last_s:
-        raise DecodeError("late", f"{device.last_s - reading.time_s:.3f} s behind")
-    if reading.time_s == device.last_s:
-        told = device.last_values.items()
-        if reading.values.items() <= told:
-            raise DecodeError("", "seen before")
-        if reading.values.keys() & device.last_values.keys():
-            raise DecodeError("late", "the same time with other values")
-    return reading.time_s
+        # Arrival times jitter by a moment; a longer way back is a clock that somebody set.
+        return time_s if last_s - time_s > SLACK_S else max(time_s, last_s)
+    if time_s == last_s and not counted:
+        _admit_same_moment(device, reading)
+        return time_s
+    if time_s < last_s and not _clock_went_back(device, reading):
+        raise DecodeError("late", f"{last_s - time_s:.3f} s behind")
+    # Behind a clock that went back, times come round again that may have been told before.
+    if time_s <= device.high_s and not counted and _seen(device, reading):
+        raise DecodeError("", "seen before the device's clock went back")
+    return time_s
+
+
+def _admit_same_moment(device: Device, reading: Reading) -> None:
+    # Only fields of the device count: of others the journal, and so recovery, knows nothing.
+    known = device.fields or reading.values
+    told = {name: device.last_values[name] for name in known if name in device.last_values}
+    shown = {name: reading.values[name] for name in known if name in reading.values}
+    if shown.items() <= told.items():
+        raise DecodeError("", "seen before")
+    if shown.keys() & told.keys():
+        raise DecodeError("late", "the same time with other values")
+
+
+def _clock_went_back(device: Device, reading: Reading) -> bool:
+    """Whether an earlier event time is the true one: the newest was ahead, or the arrival clock was set back.
+
+    The reading must be no later than its arrival, and no earlier than the newest reading arrived: older ones
+    are late, also those of a device whose clock is always fast.
+    """
+    time_s, arrived_s = reading.time_s, reading.received_s
+    if time_s == arrived_s or time_s > arrived_s + SLACK_S:
+        return False  # to the last bit: a recording, which knows of no arrival
+    set_back = device.last_s > arrived_s + SLACK_S
+    if set_back and device.arrived_s > arrived_s + SLACK_S:
+        return True
+    ahead = set_back or device.last_s > device.arrived_s + SLACK_S
+    return ahead and time_s >= device.arrived_s - LATENCY_S
+
+
+def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> None:
+    behind = (device.last_sequence or 0) - (reading.sequence or 0)
+    if behind < 0:
+        return
+    if behind and _counts_anew(device, reading, behind, event_time=event_time):
+        return
+    if behind < REMEMBERED and device.sequences >> behind & 1:
+        raise DecodeError("", "sequence number seen before")
+    raise DecodeError("late", f"sequence number {behind} behind")
+
+
+def _counts_anew(device: Device, reading: Reading, behind: int, *, event_time: bool) -> bool:
+    """Whether a lower number is the beginning of a new count, and not an old reading."""
+    if behind > FAR_BEHIND:
+        return True
+    if event_time:
+        return reading.time_s > device.last_s and not _seen(device, reading)
+    return behind >= REMEMBERED and (reading.sequence or 0) < FIRST_NUMBERS
+
+
+def _seen(device: Device, reading: Reading) -> bool:
+    missing = float("nan")
+    row = [reading.time_s, *(reading.values.get(name, missing) for name in device.fields)]
+    mark = checksum(struct.pack(f"={len(row)}d", *row))
+    return any(device.recent[at : at + 4] == mark for at in range(0, len(device.recent), 4))
+
+
+def checksum(row: bytes) -> bytes:
+    """Four bytes that stand for a reading; `row` is its time and its values in the order of the fields."""
+    return zlib.crc32(row).to_bytes(4, "big")
+
+
+def take_time(device: Device, reading: Reading, mark: bytes) -> None:
+    """Move a device's time axis to a reading that was admitted; `mark` is its checksum, if it has one."""
+    time_s = reading.time_s
+    if time_s == device.last_s:
+        device.last_values = {**device.last_values, **reading.values}
+    else:
+        device.last_values = reading.values
+    device.last_s, device.arrived_s = time_s, reading.received_s
+    device.high_s = max(device.high_s, time_s)
+    if mark:
+        device.recent = (device.recent + mark)[-4 * REMEMBERED :]
+
+
+def take_sequence(device: Device, sequence: int) -> int | None:
+    """Move a device's count to a number that was admitted. Returns how many miss; None: a new count."""
+    last, device.last_sequence = device.last_sequence, sequence
+    step = 1 if last is None else sequence - last
+    if not 0 < step <= MOST_MISSING:
+        device.sequences = 1
+        return None
+    device.sequences = (device.sequences << min(step, REMEMBERED) | 1) & (1 << REMEMBERED) - 1
+    return step - 1

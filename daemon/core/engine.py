@@ -11,16 +11,26 @@ scored against forecasts made before it was seen, then moves the device's state.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
-from gruard.daemon.core import alerts
-from gruard.daemon.core.devices import DISCOVERY, Device, admit_fields, admit_time
-from gruard.daemon.core.events import Alert, EnrolDue, Event, Noted, Refused, Scored
+from gruard.daemon.core import alerts, telling
+from gruard.daemon.core.admission import Admission
+from gruard.daemon.core.checkpoints import DeviceRow, Marks, loaded, open_state, row_of
+from gruard.daemon.core.devices import (
+    DISCOVERY,
+    Device,
+    admit_fields,
+    admit_time,
+    checksum,
+    take_sequence,
+    take_time,
+)
+from gruard.daemon.core.events import EnrolDue, Event, Noted, Refused, Removed, Scored
+from gruard.daemon.core.groups import BASELINE, Group, group_name
 from gruard.daemon.errors import DecodeError
 from gruard.models.enrolment import fitted_devices
 from gruard.models.errors import ModelError
@@ -29,15 +39,16 @@ from gruard.models.group import ENROL_AT, GroupScorer, Phase, Scores
 from gruard.models.weights import check_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from gruard.daemon.records import Reading, SourceOptions
     from gruard.models.calibration import Budget
-    from gruard.models.enrolment import Fitted
     from gruard.models.history import History
     from gruard.models.weights import ModelPackage
+
+    Batch = list[tuple[Device, Reading]]
+
+__all__ = ["BASELINE", "DeviceRow", "Engine", "EngineOptions", "Group", "group_name", "open_state"]
 
 #: Readings of history that enrolment wants: enough for quantiles, few enough to replay in milliseconds.
 ENROL_ROWS = 1000
@@ -50,7 +61,7 @@ PHASE_NAMES = {
     Phase.LEARNING: "learning",
     Phase.READY: "ready",
 }
-BASELINE = "baseline"
+_LEARNING = int(Phase.LEARNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,51 +72,8 @@ class EngineOptions:
     budget: Budget  # the false alarms of one device
     update_every_s: float = 60.0
     most_devices: int = 10_000
+    idle_limit_s: float = 30 * 86_400.0  # a device that was silent for so long may give up its place
     instance: str = "gruard"
-
-
-@dataclass(slots=True)
-class Group:
-    """Devices scored together."""
-
-    name: str
-    source: str
-    fields: tuple[str, ...]
-    scorer: GroupScorer
-    model: str = BASELINE
-    fitted: Mapping[str, Fitted] = field(default_factory=dict)
-    devices: dict[str, int] = field(default_factory=dict)  # device -> slot
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRow:
-    """A device's checkpoint."""
-
-    device: str
-    source: str
-    fields: tuple[str, ...]
-    layout: str
-    model: str
-    state: bytes
-
-
-@dataclass(slots=True)
-class Marks:
-    """Devices whose row in one generation of checkpoints is behind."""
-
-    moved: set[str] = field(default_factory=set)
-    taken: set[str] = field(default_factory=set)  # given out and not known to be durable yet
-
-    def take(self) -> list[str]:
-        """All that are behind, by name; those that a failed write left are among them."""
-        self.taken |= self.moved
-        self.moved = set()
-        return sorted(self.taken)
-
-
-def group_name(source: str, fields: Sequence[str]) -> str:
-    """Stable name of a group: the source and a short hash of the field names."""
-    return f"{source}-{hashlib.sha256(chr(0).join(fields).encode()).hexdigest()[:6]}"
 
 
 class Engine:
@@ -116,33 +84,46 @@ class Engine:
         self.groups: dict[str, Group] = {}
         self.devices: dict[str, Device] = {}
         self.resets = 0  # hidden states that were not finite and start again
+        self.gaps = 0  # sequence numbers that were skipped: lost on the way here, or refused
         self._sources = {source.name: source for source in options.sources}
+        self._timed = frozenset(source.name for source in options.sources if source.time is not None)
+        self._group_of: dict[str, Group] = {}  # by device
+        self._admission = Admission(options.idle_limit_s)
         self._marks = (Marks(), Marks())  # by generation of checkpoints
 
     # -- readings ------------------------------------------------------------------------------
 
     def receive(self, readings: Sequence[Reading]) -> list[Event]:
         """Score readings, at most one a device: the caller keeps a device's readings in order."""
-        if len({reading.device for reading in readings}) < len(readings):
+        names = {reading.device for reading in readings}
+        if len(names) < len(readings):
             raise ValueError("a device stands twice in one batch: see gruard.daemon.core.batcher")
         events: list[Event] = []
-        batches: dict[str, list[tuple[Device, Reading]]] = {}
+        batches: dict[str, Batch] = {}
         for reading in readings:
             try:
-                device, placed = self._admit(reading, events)
+                device, placed = self._admit(reading, names, events)
             except DecodeError as refusal:
                 events.append(Refused(reading, refusal.reason))
             else:
-                batches.setdefault(group_name(device.source, device.fields), []).append((device, placed))
+                batches.setdefault(self._group_of[device.name].name, []).append((device, placed))
         for name, batch in batches.items():
             self._score(self.groups[name], batch, events)
+        if readings:
+            self._admission.passes(readings[-1].received_s)
         return events
 
-    def _admit(self, reading: Reading, events: list[Event]) -> tuple[Device, Reading]:
+    def knows(self, device: str) -> bool:
+        """Whether a device has a place."""
+        return device in self.devices
+
+    def _admit(
+        self, reading: Reading, spared: Collection[str], events: list[Event]
+    ) -> tuple[Device, Reading]:
         device = self.devices.get(reading.device)
         source = self._sources[reading.source]
         if device is None:
-            if len(self.devices) >= self.options.most_devices:
+            if self._is_full and not self._admission.may_look(reading.received_s):
                 raise DecodeError("too_many_devices", f"the limit is {self.options.most_devices}")
             device = Device(reading.device, reading.source)
         elif device.source != reading.source:
@@ -150,91 +131,113 @@ class Engine:
         time_s = admit_time(device, reading, event_time=source.time is not None)
         vouched = reading.growing or bool(source.include)
         fields = admit_fields(device, reading, source.max_fields, vouched=vouched)
-        self.devices[device.name] = device
+        if device.name not in self.devices:
+            if self._is_full:
+                self._make_room(reading.received_s, spared, events)
+            self.devices[device.name] = device
         if fields is not None:
             self._move(device, fields, events)
         if time_s != reading.time_s:
             reading = dataclasses.replace(reading, time_s=time_s)
         return device, reading
 
-    def _score(self, group: Group, batch: list[tuple[Device, Reading]], events: list[Event]) -> None:
+    def _score(self, group: Group, batch: Batch, events: list[Event]) -> None:
         slots = np.array([group.devices[device.name] for device, _ in batch])  # (B,)
-        times = np.array([reading.time_s for _, reading in batch])  # (B,)
         missing = float("nan")
-        values = np.array(
-            [[reading.values.get(name, missing) for name in group.fields] for _, reading in batch]
-        )  # (B, F)
-        scores = group.scorer.score(slots, times, values)
+        rows = np.array(
+            [
+                [reading.time_s, *[reading.values.get(name, missing) for name in group.fields]]
+                for _, reading in batch
+            ]
+        )  # (B, 1 + F)
+        values = rows[:, 1:]
+        scores = group.scorer.score(slots, rows[:, 0].copy(), values)
         self.resets += scores.resets
-        for n, (device, reading) in enumerate(batch):
-            same_moment = reading.time_s == device.last_s
-            told = dict(device.last_values) if same_moment else {}
-            device.last_values = told | dict(reading.values)
-            device.last_s, device.count = reading.time_s, device.count + 1
-            alert = self._follow(group, device, scores, n, values[n])
-            device.phase = PHASE_NAMES[Phase(int(scores.phase[n]))]
+        timed = group.source in self._timed
+        found = zip(
+            batch,
+            rows,
+            scores.score.tolist(),
+            scores.threshold.tolist(),
+            scores.onset.tolist(),
+            scores.phase.tolist(),
+            scores.alarm.tolist(),
+            strict=True,
+        )
+        for n, ((device, reading), row, score, threshold, onset, phase, alarm) in enumerate(found):
+            if reading.sequence is not None:
+                self._count(device, reading.sequence, events)
+            take_time(device, reading, checksum(row.tobytes()) if timed else b"")
+            device.count += 1
+            device.phase = PHASE_NAMES[phase]
             events.append(
                 Scored(
                     reading,
                     group.name,
                     group.fields,
-                    values[n],
-                    score=float(scores.score[n]),
-                    threshold=float(scores.threshold[n]),
-                    onset=float(scores.onset[n]),
+                    row[1:],
+                    score=score,
+                    threshold=threshold,
+                    onset=onset,
                     phase=device.phase,
-                    alarm=bool(scores.alarm[n] or scores.score[n] >= scores.threshold[n]),
+                    alarm=alarm or score >= threshold,
                 )
             )
-            if alert is not None:
-                events.append(alert)
+            if phase >= _LEARNING and (alarm or device.track.id):
+                self._follow(group, device, reading, scores, n, events)
         self._mark(device.name for device, _ in batch)
         due = frozenset(group.scorer.due(slots).tolist())
-        events += [self._ask(device) for (device, _), slot in zip(batch, slots, strict=True) if slot in due]
+        if due:
+            asked = zip(batch, slots.tolist(), strict=True)
+            events += [self._ask(device) for (device, _), slot in asked if slot in due]
+
+    def _count(self, device: Device, sequence: int, events: list[Event]) -> None:
+        before = device.last_sequence
+        missing = take_sequence(device, sequence)
+        if missing is not None:
+            self.gaps += missing
+        else:
+            events.append(Noted(device.name, f"counts anew: sequence number {sequence} after {before}"))
 
     def _follow(
-        self, group: Group, device: Device, scores: Scores, n: int, values: NDArray[np.float64]
-    ) -> Alert | None:
-        phase, alarm = scores.phase[n], bool(scores.alarm[n])
-        if phase < Phase.LEARNING or not (alarm or device.track.id):
-            return None
+        self, group: Group, device: Device, reading: Reading, scores: Scores, n: int, events: list[Event]
+    ) -> None:
         score, threshold = float(scores.score[n]), float(scores.threshold[n])
-        learning = bool(phase == Phase.LEARNING)
+        learning = device.phase == "learning"
         severity = alerts.severity_of(score, threshold, learning=learning)
-        known_id, opened_s = device.track.id, device.track.opened_s
+        if reading.replayed:
+            severity = "info"  # what is over or told late pages nobody
+        before = device.track.id
         state = alerts.follow(
             device.track,
-            alarm=alarm,
+            alarm=bool(scores.alarm[n]),
             time_s=device.last_s,
             update_every_s=self.options.update_every_s,
             severity=severity,
-            new_id=alerts.alert_id(self.options.instance, device.name, device.last_s),
+            new_id=alerts.alert_id(self.options.instance, device.name, device.last_s, device.count),
         )
         if state is None:
-            return None
-        why = scores.reasons
-        shares = sorted(zip(group.fields, why.share[n].tolist(), strict=True), key=lambda s: -s[1])
-        return Alert(
-            id=device.track.id or known_id,
-            state=state,
-            severity=severity,
-            device=device.name,
-            source=group.source,
-            group=group.name,
-            time_s=device.last_s,
-            opened_s=device.track.opened_s if device.track.id else opened_s,
-            score=score,
-            threshold=threshold,
-            value=_by_field(group.fields, values),
-            expected=_by_field(group.fields, why.expected[n]),
-            deviation=_by_field(group.fields, why.deviation[n]),
-            contributions=tuple(shares),
-            model=BASELINE if learning else group.model,
+            return
+        model = BASELINE if learning else group.model
+        events.append(
+            telling.alert_of(
+                device,
+                group,
+                reading,
+                scores,
+                n,
+                alert_id=before or device.track.id,
+                state=state,
+                severity=severity,
+                model=model,
+            )
         )
 
     def place(self, name: str, source: str, fields: tuple[str, ...]) -> list[EnrolDue]:
         """Give a device the fields that the journal says it had: recovery repeats decisions."""
-        device = self.devices.setdefault(name, Device(name, source))
+        device = self.devices.get(name)
+        if device is None:
+            device = self.devices[name] = Device(name, source)
         if device.fields == fields:
             return []
         if not device.settled and not set(device.fields) & set(fields):
@@ -255,7 +258,7 @@ class Engine:
         for name, history in histories.items():
             device = self.devices[name]
             if len(history.time_s):
-                by_group.setdefault(group_name(device.source, device.fields), []).append(name)
+                by_group.setdefault(self._group_of[device.name].name, []).append(name)
         for group_id, names in by_group.items():
             group = self.groups[group_id]
             slots = np.array([group.devices[name] for name in names])
@@ -308,15 +311,50 @@ class Engine:
     def _move(self, device: Device, fields: tuple[str, ...], events: list[Event]) -> None:
         """Put a device into the group of its new field set; it is enrolled there on its history."""
         if device.fields:
-            old = self.groups[group_name(device.source, device.fields)]
-            old.scorer.remove(old.devices.pop(device.name))
+            self._leave_group(device)
             gone, come = set(device.fields) - set(fields), set(fields) - set(device.fields)
             events.append(Noted(device.name, f"fields changed: new {sorted(come)}, gone {sorted(gone)}"))
-        group = self.open_group(device.source, fields)
         device.fields = fields
-        group.devices[device.name] = group.scorer.add(device.count, device.last_s)
+        self._join_group(device)
         if device.count >= DISCOVERY:
             events.append(self._ask(device))
+
+    def _join_group(self, device: Device) -> int:
+        group = self.open_group(device.source, device.fields)
+        slot = group.scorer.add(device.count, device.last_s)
+        group.devices[device.name], self._group_of[device.name] = slot, group
+        return slot
+
+    def _leave_group(self, device: Device) -> None:
+        group = self._group_of.pop(device.name)
+        group.scorer.remove(group.devices.pop(device.name))
+        if not group.devices and group.model == BASELINE:
+            del self.groups[group.name]  # invented field sets must not pile up
+
+    # -- the cap on devices --------------------------------------------------------------------
+
+    def remove(self, name: str, reason: str, now_s: float) -> list[Event]:
+        """Forget a device, to make room for others; its open alert is resolved. `now_s`: Unix seconds."""
+        device = self.devices.pop(name)
+        events: list[Event] = []
+        group = self._group_of[name]
+        if device.track.id:
+            events.append(telling.last_word(device, group, max(now_s, device.last_s)))
+        self._leave_group(device)
+        for marks in self._marks:
+            marks.drop(name)
+        return [*events, Removed(name, device.source, reason)]
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.devices) >= self.options.most_devices
+
+    def _make_room(self, now_s: float, spared: Collection[str], events: list[Event]) -> None:
+        found = self._admission.leaver(self.devices.values(), spared, now_s)
+        if found is None:
+            raise DecodeError("too_many_devices", f"the limit is {self.options.most_devices}")
+        device, reason = found
+        events += self.remove(device.name, reason, now_s)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -328,11 +366,12 @@ class Engine:
         """
         for name in self._marks[generation].take():
             if name in self.devices:
-                yield self._row(self.devices[name])
+                device = self.devices[name]
+                yield row_of(device, self._group_of[name])
 
     def checkpointed(self, generation: int) -> None:
         """The rows that `checkpoint` gave last are durable. What moved since stays marked."""
-        self._marks[generation].taken.clear()
+        self._marks[generation].settle()
 
     def _mark(self, names: Iterable[str]) -> None:
         """Devices moved: their rows are behind in both generations."""
@@ -350,43 +389,13 @@ class Engine:
             if row.source not in self._sources:
                 continue  # no longer configured; its rows stay in the database
             device, numeric = open_state(row.state)
-            group = self.open_group(row.source, row.fields)
+            if device.arrived_s == -math.inf:
+                device.arrived_s = device.last_s  # written before arrivals were kept
             self.devices[device.name] = device
-            slot = group.scorer.add(device.count, device.last_s)
-            group.devices[device.name] = slot
-            if not _loaded(group, slot, row.layout, numeric) and device.count >= ENROL_AT[0]:
+            slot = self._join_group(device)
+            group = self._group_of[device.name]
+            if not loaded(group, slot, row.layout, numeric) and device.count >= ENROL_AT[0]:
                 due.append(self._ask(device, REWARM_ROWS))
             self._mark([device.name])  # which generation the row is of is not known here
+        self._admission = Admission(self.options.idle_limit_s, self.devices.values())
         return due
-
-    def _row(self, device: Device) -> DeviceRow:
-        group = self.groups[group_name(device.source, device.fields)]
-        known = msgspec.msgpack.encode(device)
-        state = len(known).to_bytes(4, "big") + known + group.scorer.dump(group.devices[device.name])
-        layout = group.scorer.layout_id
-        return DeviceRow(device.name, device.source, device.fields, layout, group.model, state)
-
-
-def open_state(state: bytes) -> tuple[Device, bytes]:
-    """Take a checkpoint's bytes apart: what the engine knows of the device, and its numeric memory.
-
-    Raises:
-        msgspec.DecodeError: the bytes are no checkpoint.
-    """
-    numeric_at = int.from_bytes(state[:4], "big") + 4
-    return msgspec.msgpack.decode(state[4:numeric_at], type=Device), state[numeric_at:]
-
-
-def _loaded(group: Group, slot: int, layout: str, numeric: bytes) -> bool:
-    if layout != group.scorer.layout_id:
-        return False
-    try:
-        group.scorer.load(slot, numeric)
-    except ModelError:
-        return False
-    return True
-
-
-def _by_field(fields: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Numbers by field; what is missing or not finite is None, never NaN."""
-    return {n: (v if np.isfinite(v) else None) for n, v in zip(fields, values.tolist(), strict=True)}

@@ -56,6 +56,8 @@ class Alert:
     deviation: Mapping[str, float | None]
     contributions: tuple[tuple[str, float], ...]  # (field, share), largest first, shares sum to 1
     model: str  # id of the model in charge, or "baseline"
+    late_s: float | None = None  # of a backlog: seconds from event to arrival; 0 = cannot be known
+    sentence: str = ""  # what to tell where the usual sentence does not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +78,16 @@ class Noted:
     text: str
 
 
-Event = Scored | Refused | Alert | EnrolDue | Noted
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A device gave up its place: nothing is known of it any more, its open alert was resolved before."""
+
+    device: str
+    source: str
+    reason: str  # one of REMOVAL_REASONS
+
+
+#: Why a device was removed: it never showed enough to be one, or has been silent beyond the idle limit.
+REMOVAL_REASONS = ("never_established", "idle")
+
+Event = Scored | Refused | Alert | EnrolDue | Noted | Removed

@@ -70,14 +70,23 @@ def alert_payload(alert: Alert, model: ModelNote, instance: str) -> bytes:
 
 def sentence(alert: Alert) -> str:
     """One English sentence that says what is wrong, in the units of the sensor."""
+    said = alert.sentence or _sentence(alert)
+    if alert.late_s is None:
+        return said
+    # Of a source without event times nobody knows how late.
+    late = "late" if alert.late_s < 1.0 else f"{duration(alert.late_s)} late"
+    return f"{said.removesuffix('.')} (seen {late})."
+
+
+def _sentence(alert: Alert) -> str:
     if alert.state == "resolved":
-        return f"{alert.device} is back to normal after {_duration(alert.time_s - alert.opened_s)}."
+        return f"{alert.device} is back to normal after {duration(alert.time_s - alert.opened_s)}."
     weighty = [name for name, share in alert.contributions[:MOST_NAMED] if share >= WORTH_NAMING]
     # "is 32, expected 32" explains nothing, unless there is nothing else to say.
     named = [name for name in weighty if _is_news(name, alert)] or [alert.contributions[0][0]]
     told = [_told(name, alert) for name in named]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in alert.contributions[:MOST_NAMED])
-    lasting = "" if alert.state == "opened" else f", for {_duration(alert.time_s - alert.opened_s)} now"
+    lasting = "" if alert.state == "opened" else f", for {duration(alert.time_s - alert.opened_s)} now"
     return (
         f"{alert.device} behaves unusually{lasting}: {' and '.join(told)}"
         f" (score {alert.score:.2f}, threshold {alert.threshold:.2f}; shares: {shares})."
@@ -144,7 +153,8 @@ def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else float(f"{value:.6g}") for name, value in values.items()}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words, in at most two units: "3 h 20 min"."""
     whole = round(seconds)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if whole >= size:

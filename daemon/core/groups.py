@@ -1,0 +1,34 @@
+"""Groups: the devices of one source and field set, which share a model and are scored as one batch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gruard.models.enrolment import Fitted
+    from gruard.models.group import GroupScorer
+
+#: What the model of a group is called before it has one.
+BASELINE = "baseline"
+
+
+@dataclass(slots=True)
+class Group:
+    """Devices scored together."""
+
+    name: str
+    source: str
+    fields: tuple[str, ...]
+    scorer: GroupScorer
+    model: str = BASELINE
+    fitted: Mapping[str, Fitted] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)  # device -> slot
+
+
+def group_name(source: str, fields: Sequence[str]) -> str:
+    """Stable name of a group: the source and a short hash of the field names."""
+    return f"{source}-{hashlib.sha256(chr(0).join(fields).encode()).hexdigest()[:6]}"

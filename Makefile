@@ -34,7 +34,7 @@ demo: .venv/.ready ## watch gruard guard this machine and a simulated pump fleet
 
 test: .venv/.ready ## run the tests; the whole suite must also cover 90 % of the pure code
 	@bash .ci/system-packages mosquitto=mosquitto mosquitto_pub=mosquitto-clients promtool=prometheus openssl=openssl \
-		chromium=chromium cc=gcc sprof=libc6-dev
+		chromium=chromium cc=gcc gencat=libc6-dev
 ifneq ($(strip $(ARGS)),)
 	$(BIN)/pytest $(ARGS)
 else

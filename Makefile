@@ -57,11 +57,12 @@ test-wheel: .venv/.ready ## build the wheel and run the quick tests against it
 		.venv-wheel/bin/python -P -m pytest -m "not slow and not broker and not systemd" $(ARGS)
 
 # mypy reads the checkout under the packages' real names through two links.
-check: .venv/.ready-check ## lint, formatting and types
+check: .venv/.ready-check ## lint, formatting, types and the dependencies' known faults
 	@mkdir -p .typing/gruard && ln -sfn ../../daemon ../../models .typing/gruard/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p gruard.daemon -p gruard.models
+	$(BIN)/python .ci/audit.py
 
 bench: .venv/.ready ## measure speed and memory, one benchmark after the other
 	@for name in cells scoring memory family; do \

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle  # noqa: TID251 -- written as an attack, never loaded
 import struct
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -564,6 +566,54 @@ def test_read_of_a_manifest_with_infinity_in_it_is_refused(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes().replace(b"12345.5", b"1e999"))
     with pytest.raises(ModelError, match="manifest"):
         read(tmp_path, id_)
+
+
+def traced_peak(directory: Path, id_: str, max_bytes: int) -> int:
+    """Bytes that were allocated at once while reading, whatever came of it."""
+    with contextlib.suppress(ModelError):
+        read(directory, id_, max_bytes=max_bytes)  # once for what is kept
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ModelError):
+            read(directory, id_, max_bytes=max_bytes)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_read_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path: Path) -> None:
+    """A small package costs little under any limit, and a large one its file and its tensors."""
+    small, large = package(), package(tensors=tensors() | {"large": np.ones(2**20)})
+    for sealed in (small, large):
+        write(tmp_path, sealed)
+    assert traced_peak(tmp_path, small.manifest.id, 2**30) < 2**20
+    size = files(tmp_path, large)[0].stat().st_size
+    assert traced_peak(tmp_path, large.manifest.id, size) < 2 * size + 2**17
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        struct.pack("<Q", 2**63),
+        struct.pack("<Q", 2**16) + b"{" * 2**16,
+        struct.pack("<Q", 2**16 - 8) + b"[" * 2**20,
+        foreign({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"\0" * 64),
+        foreign({"a": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 64]}}, b"\0" * 64),
+        foreign(
+            {f"t{n}": {"dtype": "F64", "shape": [8], "data_offsets": [0, 64]} for n in range(9)}, b"\0" * 64
+        ),
+        foreign({f"t{n}": {"dtype": "F64", "shape": [0], "data_offsets": [0, 0]} for n in range(900)}),
+        foreign({"a": {"dtype": "F64", "shape": [0, 2**62], "data_offsets": [0, 0]}}),
+        foreign({"a": {"dtype": "F64", "shape": [1] * 5000, "data_offsets": [0, 8]}}, b"\0" * 8),
+    ],
+    ids=lambda stored: f"{len(stored)} bytes",
+)
+def test_read_of_a_hostile_header_allocates_no_more_than_twice_the_limit(
+    tmp_path: Path, stored: bytes
+) -> None:
+    """Whatever sizes a header claims, reading stays within twice what a file may have."""
+    limit = 2**21
+    assert traced_peak(tmp_path, plant(tmp_path, stored), limit) < 2 * limit
 
 
 def _set(name: str, tensor: object) -> Callable[[Tensors], None]:

@@ -125,14 +125,20 @@ LAYERS: Mapping[str, Layer] = {
 
 #: Edges that are one edge in several files: importer -> what it may import, below gruard.daemon.edges.
 EDGE_PAIRS: Mapping[str, frozenset[str]] = {
-    "broker": frozenset({"connection", "link", "mailbox", "reconnect"}),
-    "connection": frozenset({"backlog", "link", "mailbox", "reconnect"}),
+    "broker": frozenset({"connection", "dial", "link", "mailbox", "publisher", "reconnect"}),
+    "connection": frozenset({"backlog", "client", "dial", "link", "mailbox", "reconnect", "subscriptions"}),
+    "client": frozenset({"dial"}),
+    "dial": frozenset({"link"}),
+    "publisher": frozenset({"link"}),
     "link": frozenset({"reconnect"}),
-    "database": frozenset({"checksums", "history", "journal", "packs", "rows", "schema", "tables"}),
+    "database": frozenset(
+        {"checksums", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
+    ),
     "journal": frozenset({"checksums", "history", "packs", "rows", "schema", "tables"}),
     "history": frozenset({"packs", "rows", "tables"}),
     "tables": frozenset({"checksums", "packs", "rows"}),
-    "schema": frozenset({"checksums"}),
+    "schema": frozenset({"checksums", "pages"}),
+    "salvage": frozenset({"checksums", "packs", "pages", "rows", "tables"}),
 }
 _EDGES = "gruard.daemon.edges."
 
@@ -145,7 +151,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("gruard.daemon.backtest.chart",),
     "msgspec": ("gruard.models.weights",),
     "optuna": ("gruard.daemon.backtest.tune",),
-    "paho": ("gruard.daemon.edges.broker", "gruard.daemon.edges.connection"),
+    "paho": tuple(f"gruard.daemon.edges.{name}" for name in ("client", "connection", "publisher")),
     "prometheus_client": ("gruard.daemon.edges.metrics",),
     "psutil": ("gruard.daemon.demo.*",),
     "pydantic": ("gruard.daemon.settings*",),

@@ -28,6 +28,7 @@ from support_mqtt import (
     ScriptedBroker,
     Subscriber,
     free_port,
+    hurry,
     packet,
     publish,
     set_password,
@@ -69,9 +70,8 @@ def _running(
     patience_s: float = 15.0,
 ) -> Iterator[Broker]:
     """A started broker edge, with quick retries, stopped afterwards."""
-    broker = Broker(options, [(topic, qos) for topic in subscriptions], time.time)
-    broker._policy.first_s = broker._policy.base_s = 0.05
-    broker._policy.cap_s = 0.3
+    broker = Broker(options, [(topic, qos) for topic in subscriptions], time.time, time.monotonic)
+    hurry(broker)
     broker.start()
     try:
         if connected:
@@ -888,7 +888,7 @@ def test_random_bytes_from_the_broker_do_not_end_the_thread() -> None:
 
     with ScriptedBroker(reply) as scripted:
         broker = Broker(_options(scripted.port), [("a", 1)], time.time)
-        broker._policy.first_s = broker._policy.base_s = broker._policy.cap_s = 0.001
+        hurry(broker, 0.001)
         broker.start()
         assert wait_until(lambda: scripted.connections >= 300, 15), broker.status()
         assert broker.status().thread_alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,19 +17,74 @@ def test_first_retry_after_a_settled_connection_is_fast() -> None:
     assert policy.next_delay_s(Ending.LOST, 10.0, 0.999) < 0.2
 
 
-def test_ceiling_doubles_up_to_the_cap_while_attempts_fail() -> None:
-    """Failures in a row spread the retries ever wider, up to half a minute."""
+def test_ceiling_doubles_up_to_the_cap_while_the_broker_does_not_answer() -> None:
+    """Failures at a broker that takes connections spread the retries ever wider, up to half a minute."""
     policy = Reconnect("5")
-    delays = [policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0) for _ in range(9)]
+    delays = [policy.next_delay_s(Ending.SILENT, 0.0, 1.0) for _ in range(9)]
     assert delays == [0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+
+
+def test_absent_broker_is_tried_often() -> None:
+    """While there is nobody to burden the wait stays short: a link that is back is used within 5 s."""
+    policy = Reconnect("5")
+    delays = [policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0) for _ in range(6)]
+    assert delays == [0.2, 1.0, 2.0, 3.0, 3.0, 3.0]
+
+
+def test_absence_does_not_count_against_a_broker_that_is_back() -> None:
+    """Hours without a link do not make the first hitch after it a long one; old refusals stay known."""
+    policy = Reconnect("5")
+    for _ in range(1000):
+        policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0)
+    assert policy.next_delay_s(Ending.SILENT, 0.0, 1.0) == 0.2
+    policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0)
+    assert policy.next_delay_s(Ending.SILENT, 0.0, 1.0) == 1.0
 
 
 def test_jitter_spans_the_whole_ceiling() -> None:
     """Many gateways that lose one broker do not come back in step: the wait is anywhere below the ceiling."""
     low, high = Reconnect("5"), Reconnect("5")
     low.failures = high.failures = 4
-    assert low.next_delay_s(Ending.UNREACHABLE, 0.0, 0.0) == 0.0
-    assert high.next_delay_s(Ending.UNREACHABLE, 0.0, 0.75) == 6.0
+    assert low.next_delay_s(Ending.SILENT, 0.0, 0.0) == 0.0
+    assert high.next_delay_s(Ending.SILENT, 0.0, 0.75) == 6.0
+
+
+@pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.TAKEN_OVER])
+def test_refusal_and_takeover_wait_five_seconds_at_least(ending: Ending) -> None:
+    """Whoever sends us away is left alone for a while, even after a settled connection."""
+    policy = Reconnect("5")
+    assert policy.next_delay_s(ending, 3600.0, 0.0) == 5.0
+    for _ in range(50):
+        assert 5.0 <= policy.next_delay_s(ending, 1.0, 0.5) < 30.0
+
+
+@given(
+    lives=st.lists(st.tuples(st.floats(0, 9.99), st.sampled_from([Ending.LOST, Ending.TAKEN_OVER]))),
+    jitter=st.floats(0, 1, exclude_max=True),
+)
+def test_connections_that_end_unsettled_are_five_seconds_apart(
+    lives: list[tuple[float, Ending]], jitter: float
+) -> None:
+    """However short each lives and whoever ends it, the next one is not accepted within 5 s of it."""
+    policy = Reconnect("5")
+    for lived_s, ending in lives:
+        assert lived_s + policy.next_delay_s(ending, lived_s, jitter) >= 5.0
+
+
+def test_connections_thrown_out_in_a_row_are_counted() -> None:
+    """The count grows while the broker stays, and begins anew with a settled connection or its absence."""
+    policy = Reconnect("5")
+    for ending, lived_s, count in [
+        (Ending.LOST, 1.0, 1),
+        (Ending.LOST, 2.0, 2),
+        (Ending.SILENT, 0.0, 2),
+        (Ending.TAKEN_OVER, 2.0, 3),
+        (Ending.UNREACHABLE, 0.0, 0),
+        (Ending.LOST, 1.0, 1),
+        (Ending.LOST, 10.0, 0),
+    ]:
+        policy.next_delay_s(ending, lived_s, 0.5)
+        assert policy.thrown_out == count
 
 
 def test_connection_that_ends_before_it_settles_counts_as_a_failure() -> None:
@@ -42,7 +98,9 @@ def test_delay_stays_finite_after_months_of_failures() -> None:
     """The power of two never overflows."""
     policy = Reconnect("5")
     policy.failures = 10**9
-    assert policy.next_delay_s(Ending.REFUSED, 0.0, 1.0) == 30.0
+    assert policy.next_delay_s(Ending.SILENT, 0.0, 1.0) == 30.0
+    policy.absences = 10**9
+    assert policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0) == 3.0
 
 
 def test_version_refused_by_name_falls_back_at_once() -> None:

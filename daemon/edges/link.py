@@ -1,19 +1,19 @@
-"""What the broker edge is told and what it tells: options, status, TLS, error texts. No paho here."""
+"""What the broker edge is told and what it tells: options, status, error texts. No paho here."""
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gruard.daemon.errors import BrokerError
-
 if TYPE_CHECKING:
     from gruard.daemon.edges.reconnect import Protocol
 
-CONNECT_TIMEOUT_S = 5.0  # TCP, and TLS again as much
+#: TCP, and TLS again as much. A lost SYN is repeated after 1 and 3 s, so a link that is back is found.
+CONNECT_TIMEOUT_S = 4.0
 #: The largest packet of the protocol [MQTT 5, 1.5.5], until a broker names a lower limit.
 MAX_PACKET_BYTES = 268_435_455
 
@@ -50,7 +50,11 @@ class BrokerOptions:
 
 @dataclass(frozen=True)
 class BrokerStatus:
-    """The link at one moment. Counters run since `Broker.start`."""
+    """The link at one moment. Counters run since `Broker.start`.
+
+    A network thread that works comes round twice a second, whatever the network does. One that has not for
+    half a minute is stuck and cannot be replaced: only a new process helps.
+    """
 
     connected: bool
     generation: int  # accepted connections so far
@@ -63,9 +67,12 @@ class BrokerStatus:
     inbox: int
     inbox_capacity: int
     in_flight: int  # QoS 1 publishes without an answer
-    last_packet_s: float | None  # when bytes last came from the broker, by the caller's clock
-    thread_alive: bool
+    last_packet_s: float | None  # when bytes last came from the broker, by the caller's monotonic clock
+    thread_alive: bool  # False: call `Broker.revive`
     session: int = 0  # how many of the connections found no session of ours at the broker
+    turned_s: float = math.inf  # when the network thread last came round, by the monotonic clock
+    revivals: int = 0  # network threads that died and were replaced
+    tls_insecure: bool = False  # TLS that takes a certificate for another host name
 
     @property
     def reconnects(self) -> int:
@@ -82,9 +89,11 @@ class Link:
     session: int = 0
     session_present: bool = False
     last_error: str | None = None
+    rival: str | None = None  # says that another client uses our id, until a connection has settled
     refused: tuple[str, ...] = ()
     stale_acks: int = 0
     last_packet_s: float | None = None
+    turned_s: float = math.inf  # not started yet
     packet_limit_bytes: int = MAX_PACKET_BYTES  # of what we may send
 
 
@@ -114,41 +123,6 @@ class Bell:
         """Free both ends."""
         self._hear.close()
         self._pull.close()
-
-
-class _TlsSocket(ssl.SSLSocket):
-    """paho forgets a socket whose handshake fails, without closing it."""
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the base class's signature
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-
-def tls_context(options: TlsOptions) -> ssl.SSLContext:
-    """Read the certificates: anew for every connection, so that renewed ones are picked up.
-
-    Raises:
-        BrokerError: a file is missing or is no certificate.
-    """
-    try:
-        context = ssl.create_default_context(cafile=options.ca_file)
-        if options.cert_file is not None:
-            context.load_cert_chain(options.cert_file, options.key_file)
-    except OSError as error:
-        files = ", ".join(name for name in (options.ca_file, options.cert_file, options.key_file) if name)
-        raise BrokerError(f"the certificates cannot be read ({cause(error)}: {files})") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = not options.insecure
-    context.sslsocket_class = _TlsSocket
-    return context
-
-
-def has_decrypted_bytes(sock: object) -> bool:
-    """Whether TLS holds bytes that poll cannot see any more."""
-    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
 def cause(error: Exception) -> str:

@@ -1,9 +1,10 @@
 """What the network thread and the worker thread hand each other, behind one lock. No paho, no sockets.
 
-Inbound: a bounded inbox. A QoS 0 message that does not fit is shed and counted. A QoS 1 message is never
-dropped: from twice the capacity on the network thread stops reading (`paused`) until the worker has taken
-some, and the broker keeps the rest. Outbound: acknowledgements and publishes in the order they were given;
-at most `limit` QoS 1 publishes are open, because the queue that survives a crash is the outbox on disk.
+Inbound: an inbox bounded in messages and in bytes. A QoS 0 message that does not fit is shed and counted. A
+QoS 1 message is never dropped: from twice the bounds on the network thread stops reading (`paused`) until the
+worker has taken some, and the broker keeps the rest. Outbound: acknowledgements and publishes in the order
+they were given; at most `limit` QoS 1 publishes are open, because the queue that survives a crash is the
+outbox on disk.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: QoS 1 publishes without a PUBACK; also paho's own default, so that paho never queues.
 MAX_IN_FLIGHT = 20
+#: Payload bytes in the inbox, beyond which QoS 0 messages are shed.
+CAPACITY_BYTES = 64 * 2**20
 #: Publishes that wait for a slow socket before further QoS 0 ones are dropped.
 MAX_WAITING = 1000
 
@@ -46,6 +49,7 @@ class Mailbox:
         self._ring = ring
         self._arrived = threading.Condition()  # also the lock of everything below
         self._inbox: deque[Message] = deque()
+        self._inbox_bytes = 0
         self._outgoing: deque[Outgoing | Sequence[Message]] = deque()
         self._limit = 0  # QoS 1 publishes that may be open now; 0: not connected
         self._token = 0
@@ -64,7 +68,7 @@ class Mailbox:
     @property
     def paused(self) -> bool:
         """Whether the network thread must leave further messages with the broker."""
-        return len(self._inbox) >= 2 * self.capacity
+        return len(self._inbox) >= 2 * self.capacity or self._inbox_bytes >= 2 * CAPACITY_BYTES
 
     # worker thread
 
@@ -74,6 +78,7 @@ class Mailbox:
             self._arrived.wait_for(self.__len__, timeout_s)
             was_paused = self.paused
             taken = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
+            self._inbox_bytes -= sum(len(message.payload) for message in taken)
             resumed = was_paused and not self.paused
         if resumed:
             self._ring()
@@ -141,10 +146,12 @@ class Mailbox:
         """Put messages into the inbox; those of QoS 0 are shed while it is full."""
         with self._arrived:
             for message in messages:
-                if message.qos or len(self._inbox) < self.capacity:
-                    self._inbox.append(message)
-                else:
+                full = len(self._inbox) >= self.capacity or self._inbox_bytes >= CAPACITY_BYTES
+                if full and message.qos == 0:
                     self.shed += 1
+                else:
+                    self._inbox.append(message)
+                    self._inbox_bytes += len(message.payload)
             self._arrived.notify()
 
     def next_outgoing(self) -> Outgoing | Sequence[Message] | None:

@@ -61,7 +61,7 @@ FORBIDDEN = {
     "an extension of SQLite": "import sqlite3\nsqlite3.connect(path).enable_load_extension(True)",
     "a logging configuration": "import logging.config\nlogging.config.fileConfig(path)",
     "what built-in names stand for": "__builtins__['eval'](text)",
-    "a loader of source files": "import importlib.machinery\nimportlib.machinery.SourceFileLoader(name, path)",
+    "a loader of source files": "import importlib.machinery as m\nm.SourceFileLoader(name, path)",
     "a module from a specification": "import importlib.util\nimportlib.util.module_from_spec(found)",
     "numpy's archives with pickle": "import numpy as np\nnp.lib.npyio.NpzFile(file, allow_pickle=allowed)",
     "subprocess.getstatusoutput": "import subprocess\nsubprocess.getstatusoutput(text)",

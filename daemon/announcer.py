@@ -6,13 +6,16 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gruard.daemon import __version__
 from gruard.daemon.core.engine import BASELINE
 from gruard.daemon.core.payloads import ALERT_SCHEMA, info_payload, rfc3339, state_payload
+from gruard.daemon.edges import failpoints
 from gruard.daemon.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gruard.daemon.core.events import Scored
     from gruard.daemon.edges.broker import Broker
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 #: The retained state of a device is renewed this often at most, and all devices together this fast.
 STATE_EVERY_S, STATES_PER_S = 5.0, 50.0
 INFO_EVERY_S = 60.0
+HEALTH_SCHEMA = "gruard.health/1"
 #: Alerts read from the outbox at a time; the broker edge keeps at most 20 in flight.
 OUTBOX_ROWS = 64
 
@@ -34,41 +38,53 @@ class Announcer:
         self._broker, self._pipeline, self._base, self._wall = broker, pipeline, base, wall
         self._generation = 0  # connection that has been told who we are
         self._in_flight: dict[int, int] = {}  # token of a publish -> seq in the outbox
-        self._outbox_waits = True
         self._changed: dict[str, Scored] = {}  # device -> newest reading not told yet
         self._told: dict[str, tuple[float, str, bool]] = {}  # device -> when, phase and alarm as told
         self._info_due_s = 0.0
+        self._reasons: tuple[str, ...] = ()  # why the daemon is not ready
+        self._health_waits = True
 
     def scored(self, scored: Scored) -> None:
         """Note a device's newest reading, to be told as its state."""
         self._changed[scored.reading.device] = scored
 
-    def alert_waits(self) -> None:
-        """Note that the outbox has something new."""
-        self._outbox_waits = True
+    def removed(self, device: str) -> None:
+        """Take back the retained state of a device that is no more."""
+        self._changed.pop(device, None)
+        if self._told.pop(device, None) is not None:
+            self._publish_retained(f"{self._base}/state/{device}", b"")
 
-    def send(self, now: float, *, committed: bool) -> bool:
-        """Publish what is due; alerts only when what holds them is `committed`.
+    def health(self, reasons: Sequence[str]) -> None:
+        """Note why the daemon is not ready; nothing: it is."""
+        if tuple(reasons) != self._reasons:
+            self._reasons, self._health_waits = tuple(reasons), True
 
-        Returns whether the database was changed and wants a commit.
+    def send(self, now: float) -> None:
+        """Publish what is due; of alerts only what is durable.
+
+        Raises:
+            StateError: the outbox cannot be read.
         """
         status = self._broker.status()
         if not status.connected:
-            return False
+            return
         if status.generation != self._generation:
             self._generation = status.generation
             self._in_flight.clear()
             self._told.clear()
-            self._outbox_waits, self._info_due_s = True, now
+            self._health_waits, self._info_due_s = True, now
             self._publish_status(b"online")
         if now >= self._info_due_s:
             self._info_due_s = now + INFO_EVERY_S
             self._publish_info()
-        changed = self._take_confirmed()
-        if committed and self._outbox_waits:
-            changed |= self._send_outbox()
+        if self._health_waits:
+            self._health_waits = not self._publish_health()
+        self._take_confirmed()
+        pending = self._pipeline.pending
+        # What stands in the open transaction can be read too, and is not durable.
+        if pending.outbox > len(self._in_flight) and not pending.is_written:
+            self._send_outbox()
         self._send_states(now)
-        return changed
 
     def say_goodbye(self) -> None:
         """The word of a clean stop; the last will says the same after any other."""
@@ -77,39 +93,34 @@ class Announcer:
     def _publish_status(self, word: bytes) -> None:
         self._broker.publish(f"{self._base}/status", word, qos=1, retain=True, content_type="text/plain")
 
-    def _take_confirmed(self) -> bool:
+    def _take_confirmed(self) -> None:
         done = [self._in_flight.pop(token) for token in self._broker.confirmed() if token in self._in_flight]
         for token in self._broker.failed():
-            if self._in_flight.pop(token, None) is not None:
-                self._outbox_waits = True
+            self._in_flight.pop(token, None)  # it is sent again
         if done:
-            self._pipeline.database.outbox_done(done)
-            self._outbox_waits = True  # there is room for more in flight
-        return bool(done)
+            failpoints.reach("outbox.done")
+            self._pipeline.pending.delivered(done)
 
-    def _send_outbox(self) -> bool:
-        """Hand over alerts in order until there is no more room. Returns whether one had to be dropped."""
-        waiting = frozenset(self._in_flight.values())
-        dropped = []
-        self._outbox_waits = False
-        for row in self._pipeline.database.outbox(OUTBOX_ROWS):
-            if row.seq in waiting:
+    def _send_outbox(self) -> None:
+        """Hand over alerts in order until there is no more room."""
+        under_way = frozenset(self._in_flight.values())
+        pending = self._pipeline.pending
+        for row in self._pipeline.database.outbox(OUTBOX_ROWS + pending.undone):
+            if row.seq in under_way or pending.is_delivered(row.seq):
                 continue
+            failpoints.reach("publish.before")
             try:
                 token = self._broker.publish(
                     row.topic, row.payload, qos=row.qos, retain=row.retain, schema=ALERT_SCHEMA
                 )
             except BrokerError as error:
                 log.error("an event of alert %s is not published: %s", row.key, error)  # noqa: TRY400 - no bug
-                dropped.append(row.seq)
+                pending.delivered([row.seq])
                 continue
             if token is None:
-                self._outbox_waits = True
                 break
             self._in_flight[token] = row.seq
-        if dropped:
-            self._pipeline.database.outbox_done(dropped)
-        return bool(dropped)
+            failpoints.reach("publish.after")
 
     def _send_states(self, now: float) -> None:
         engine = self._pipeline.engine
@@ -141,6 +152,16 @@ class Announcer:
             "groups": groups,
         }
         self._publish_retained(f"{self._base}/info", info_payload(facts))
+
+    def _publish_health(self) -> bool:
+        facts = {
+            "schema": HEALTH_SCHEMA,
+            "ready": not self._reasons,
+            "reasons": self._reasons,
+            "time": rfc3339(self._wall()),
+            "instance": self._pipeline.engine.options.instance,
+        }
+        return self._publish_retained(f"{self._base}/health", msgspec.json.encode(facts))
 
     def _publish_retained(self, topic: str, payload: bytes) -> bool:
         """Publish at QoS 0, retained; False when it was not taken and may be tried again."""

@@ -85,6 +85,16 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """One QoS 1 message that was taken, so that its redelivery is known for what it is."""
+
+    packet_id: int
+    ordinal: int  # how many messages of the session came before it
+    digest: bytes  # 8 bytes, of topic and payload
+    missing: tuple[int, ...] = ()  # which of its readings were not applied yet at the commit
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """One device at one moment."""
 

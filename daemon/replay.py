@@ -85,7 +85,7 @@ class Replay:
                 monotonic=time.monotonic,
                 always_hold=True,
             )
-            stack.callback(pipeline.trainer.stop)
+            stack.callback(pipeline.rounds.trainer.stop)
             readings = iter(recording)
             while chunk := list(islice(readings, READ_AHEAD)):
                 pipeline.feed(chunk)

@@ -3,6 +3,9 @@
 One worker thread does everything in order; the broker's thread only fills an inbox and the HTTP threads
 only read what the worker has published for them. Signals set a flag. The watchdog is fed from the loop's
 own progress, so a stuck loop is noticed and not hidden.
+
+When the disk refuses, the loop is held: what was scored waits in memory, nothing more is taken and nothing is
+acknowledged, so the broker keeps the rest. Every second the commit is tried again.
 """
 
 from __future__ import annotations
@@ -13,32 +16,35 @@ import os
 import signal
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import FrameType  # noqa: TC003 - part of a signal handler's signature
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from gruard.daemon import __version__
 from gruard.daemon.announcer import Announcer
+from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine
-from gruard.daemon.core.events import Alert, Event, Noted, Refused, Scored
+from gruard.daemon.core.events import Alert, Event, Noted, Refused, Removed, Scored
 from gruard.daemon.core.sources import Sources
+from gruard.daemon.core.storm import Storm
+from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.broker import Broker
 from gruard.daemon.edges.database import open_database
-from gruard.daemon.edges.http import HttpServer, Response
+from gruard.daemon.edges.journal import suspect_path
 from gruard.daemon.edges.memory import give_back
-from gruard.daemon.edges.metrics import CONTENT_TYPE, Metrics
+from gruard.daemon.edges.metrics import Metrics
 from gruard.daemon.edges.notify import Notifier
-from gruard.daemon.errors import DecodeError
+from gruard.daemon.errors import StateError
+from gruard.daemon.intake import Intake
 from gruard.daemon.pipeline import Pipeline
 from gruard.daemon.settings import source_options
+from gruard.daemon.supervision import Supervision
 from gruard.daemon.wiring import broker_options, engine_options, training_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gruard.daemon.records import Message, Reading
+    from gruard.daemon.edges.database import Database
+    from gruard.daemon.records import Message
     from gruard.daemon.settings import Settings
 
 log = logging.getLogger("gruard")
@@ -49,18 +55,12 @@ TAKE = 512
 IDLE_S = 0.1
 #: How often slow things are looked after: metrics of size, readiness, pruning.
 TICK_S = 1.0
-#: A loop that has not come round for this long is not alive.
-STUCK_S = 10.0
-#: Shutdown: what each part may take.
-STOP_S = 2.0
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """What the HTTP threads may read. Replaced field by field by the worker."""
-
-    looped_s: float  # monotonic time of the newest turn of the loop
-    reasons: tuple[str, ...] = ("starting",)  # why the daemon is not ready
+#: How often a commit that the disk did not take is tried again.
+RETRY_S = 1.0
+#: Open alerts looked through at start-up for a summary of our own.
+MOST_OPEN = 100_000
+#: Shutdown: what may be spent on scoring what was taken, and on the end of each part.
+DRAIN_S, STOP_S = 1.5, 1.0
 
 
 class Service:
@@ -72,13 +72,12 @@ class Service:
         self._notifier = Notifier(environ)
         self._sources = Sources(source_options(settings))
         self._metrics = Metrics(version=__version__, labelled_devices=settings.limits.labelled_devices)
-        self._snapshot = Snapshot(time.monotonic())
         self._stopping = False
         self._unacked: list[Message] = []  # scored or refused, waiting for the commit
         self._commit_due_s: float | None = None  # None: nothing waits for a commit
+        self._retry_s: float | None = None  # when the disk is asked again; None: it takes what it is given
         # With half of its window unacknowledged, the broker is about to wait for us: do not wait for more.
         self._commit_at = min(settings.state.commit_readings, -(-settings.mqtt.receive_maximum // 2))
-        self._resets = self._shed = 0  # totals already counted
         self._watched_s = time.monotonic()  # when the watchdog was last fed
 
     # -- start-up ------------------------------------------------------------------------------
@@ -89,29 +88,8 @@ class Service:
             database = open_edges.enter_context(
                 open_database(self._settings.state.directory, now_s=time.time())
             )
-            if database.set_aside is not None:
-                log.error("the database was damaged; it was set aside as %s", database.set_aside.name)
-            engine = Engine(engine_options(self._settings))
-            self._pipeline = Pipeline(
-                engine,
-                database,
-                self._settings.state.directory,
-                training_settings(self._settings),
-                base=self._base,
-                wall=time.time,
-                monotonic=time.monotonic,
-                heartbeat=self._beat,
-            )
-            replayed = self._pipeline.recover()
-            log.info("%d devices, %d readings replayed", len(engine.devices), replayed)
-            self._show_models()
-            self._broker = Broker(broker_options(self._settings), self._sources.filters, time.time)
-            self._announcer = Announcer(self._broker, self._pipeline, self._base, time.time)
-            if self._settings.http.address is not None:
-                server = HttpServer(*self._settings.http.address, self._routes())
-                server.start()
-                open_edges.callback(server.stop, STOP_S)
-                log.info("http on port %d", server.port)
+            self._wire(database)
+            self._supervision.serve(self._settings.http.address, open_edges)
             handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
             self._broker.start()
             self._notifier.ready("running")
@@ -121,12 +99,49 @@ class Service:
             finally:
                 # After an error nothing is saved or acknowledged: what was not committed comes again.
                 self._notifier.stopping()
-                self._pipeline.trainer.stop()
+                self._pipeline.rounds.trainer.stop()
                 if not self._broker.stop(STOP_S):
                     log.warning("the broker connection did not close in time")
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         return 0
+
+    def _wire(self, database: Database) -> None:
+        """Bring the state back, and connect what moves it; nothing is subscribed to before."""
+        settings = self._settings
+        if database.set_aside is not None:
+            log.error("the database was damaged; it was set aside as %s", database.set_aside.name)
+            if database.salvaged is not None:
+                log.error("from the damaged database: %s", database.salvaged)
+        engine = Engine(engine_options(settings))
+        self._pipeline = Pipeline(
+            engine,
+            database,
+            settings.state.directory,
+            training_settings(settings),
+            base=self._base,
+            wall=time.time,
+            monotonic=time.monotonic,
+            heartbeat=self._beat,
+            storm=self._storm(database, engine.options.instance),
+            most_outbox=settings.limits.outbox_events,
+        )
+        self._broker = Broker(broker_options(settings), self._sources.filters, time.time)
+        self._announcer = Announcer(self._broker, self._pipeline, self._base, time.time)
+        self._supervision = Supervision(
+            self._pipeline, self._broker, self._announcer, self._metrics, self._notifier
+        )
+        replayed = self._pipeline.recover()
+        log.info("%d devices, %d readings replayed", len(engine.devices), replayed)
+        self._intake = Intake(self._sources, Deliveries(database.deliveries()), self._pipeline, self._metrics)
+
+    def _storm(self, database: Database, instance: str) -> Storm:
+        """The limiter; a summary that the run before left open is found again, so that it ends."""
+        most = self._settings.alerts.most_per_minute
+        for row in database.alerts(MOST_OPEN, open_only=True):
+            if row.device == instance and not row.source:
+                return Storm(instance, most, open_id=row.id, opened_s=row.opened_s)
+        return Storm(instance, most)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._stopping:
@@ -137,22 +152,28 @@ class Service:
     # -- main loop -----------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        ticked_s = checkpointed_s = time.monotonic()
+        ticked_s, checkpointed_s = -math.inf, time.monotonic()
         while not self._stopping:
             self._beat()
             now = time.monotonic()
-            self._turn(now)
-            if now - ticked_s >= TICK_S:
-                ticked_s = now
-                self._tick()
-            if now - checkpointed_s >= self._settings.state.checkpoint_every_s:
-                checkpointed_s = now
-                self._pipeline.checkpoint()
-                give_back()
+            try:
+                if now - ticked_s >= TICK_S:
+                    ticked_s = now
+                    self._tick()
+                if self._retry_s is not None:
+                    self._try_again(now)
+                    continue
+                self._turn(now)
+                if now - checkpointed_s >= self._settings.state.checkpoint_every_s:
+                    checkpointed_s = now
+                    self._pipeline.checkpoint()
+                    give_back()
+            except StateError as error:
+                self._hold(error)
 
     def _beat(self) -> None:
         """Say that the worker moves: once a turn, and between the steps of long work within one."""
-        now = self._snapshot.looped_s = time.monotonic()
+        now = self._supervision.looped_s = time.monotonic()
         interval_s = self._notifier.watchdog_interval_s
         if interval_s is not None and now - self._watched_s >= interval_s:
             self._watched_s = now
@@ -171,52 +192,74 @@ class Service:
             readings = sum(isinstance(event, Scored | Refused) for event in events)
             self._metrics.observe_batch(readings, time.perf_counter() - began)
             self._count(events)
+            pipeline.settle()
         if self._must_commit(now):
             self._commit()
-        self._collect_training()
-        if self._announcer.send(now, committed=self._commit_due_s is None):
-            self._want_commit(now)
+        self._supervision.collect_training()
+        self._announcer.send(now)
+        if self._commit_due_s is None and not pipeline.pending.empty:
+            self._commit_due_s = now + self._settings.state.commit_every_ms / 1000
 
     def _must_commit(self, now: float) -> bool:
         if self._commit_due_s is None or self._pipeline.backlog:
             return False
         return len(self._unacked) >= self._commit_at or now >= self._commit_due_s
 
-    def _want_commit(self, now: float) -> None:
-        if self._commit_due_s is None:
-            self._commit_due_s = now + self._settings.state.commit_every_ms / 1000
-
     def _take(self, now: float) -> None:
         wait_s = IDLE_S if self._commit_due_s is None else min(max(self._commit_due_s - now, 0.0), IDLE_S)
         messages = self._broker.take(TAKE, wait_s)
         if not messages:
             return
-        self._metrics.messages_received(len(messages))
-        self._metrics.reading_arrived(messages[-1].received_s)
-        self._want_commit(now)
+        failpoints.reach("take.after")
+        if self._commit_due_s is None:
+            self._commit_due_s = now + self._settings.state.commit_every_ms / 1000
         self._unacked += messages
-        readings: list[Reading] = []
-        for message in messages:
-            try:
-                decoded = self._sources.decode(message)
-            except DecodeError as refusal:
-                self._metrics.readings_received()
-                self._refuse(refusal.reason, message.topic, refusal.detail)
-            else:
-                self._metrics.readings_received(len(decoded))
-                readings += decoded
-        self._pipeline.feed(readings)
+        self._intake.take(
+            messages, crowded=self._broker.status().inbox > self._settings.limits.inbox_readings // 2
+        )
 
     def _commit(self) -> None:
         """Make what was scored durable; only now may the broker forget it."""
         began = time.perf_counter()
         self._pipeline.commit()
         self._metrics.observe_commit(time.perf_counter() - began)
+        if self._pipeline.backlog:
+            return  # of some messages a reading is not scored yet
         committed_s = time.time()
         for message in self._unacked:
             self._metrics.observe_end_to_end(max(committed_s - message.received_s, 0.0))
         self._broker.ack(self._unacked)
         self._unacked, self._commit_due_s = [], None
+        failpoints.reach("ack.after")
+
+    # -- a disk that refuses -------------------------------------------------------------------
+
+    def _hold(self, error: StateError) -> None:
+        """Take nothing more until the disk takes what was scored.
+
+        Raises:
+            StateError: the database itself is damaged; the next start sets it aside and saves what is sound.
+        """
+        if suspect_path(self._pipeline.database.path).exists():
+            raise error
+        if self._retry_s is None:
+            log.error("held: %s", error)
+        self._metrics.commit_failed()
+        self._retry_s = time.monotonic() + RETRY_S
+        self._supervision.held = str(error)
+        self._supervision.look()
+
+    def _try_again(self, now: float) -> None:
+        self._announcer.send(now)
+        if self._retry_s is None or now < self._retry_s:
+            time.sleep(IDLE_S)
+            return
+        self._commit()
+        self._retry_s = self._supervision.held = None
+        self._supervision.look()
+        log.warning("the disk takes readings again")
+
+    # -- what the events mean outside ----------------------------------------------------------
 
     def _count(self, events: Sequence[Event]) -> None:
         scored = 0
@@ -232,26 +275,21 @@ class Service:
                 case Refused(reading=reading, reason=""):
                     self._metrics.readings("duplicate")
                 case Refused(reading=reading, reason=reason):
-                    self._refuse(reason, reading.device, "")
+                    self._intake.refused(reason, reading.device, "")
                 case Alert():
                     self._tell_alert(event)
+                case Removed(device=device, reason=reason):
+                    log.info("%s made room for another device: %s", device, reason)
+                    self._announcer.removed(device)
+                    self._metrics.forget_device(device)
+                    self._metrics.device_removed()
                 case Noted():
                     log.info("%s: %s", event.device, event.text)
                 case _:
                     pass  # EnrolDue was served by the pipeline
         self._metrics.readings("scored", scored)
-        fresh = self._pipeline.engine.resets - self._resets
-        if fresh:
-            self._resets += fresh
-            self._metrics.states_reset(fresh)
-
-    def _refuse(self, reason: str, where: str, detail: str) -> None:
-        self._metrics.readings("rejected")
-        self._metrics.decode_error(reason)
-        log.debug("refused a reading of %s: %s %s", where, reason, detail)
 
     def _tell_alert(self, alert: Alert) -> None:
-        self._announcer.alert_waits()
         if alert.state == "opened":
             self._metrics.alert_opened(alert.severity)
         log.warning(
@@ -263,83 +301,34 @@ class Service:
             alert.score,
         )
 
-    # -- slow things ---------------------------------------------------------------------------
-
-    def _collect_training(self) -> None:
-        outcome = self._pipeline.poll_training()
-        if outcome is None:
-            return
-        self._metrics.retrained(outcome.result, outcome.seconds)
-        if outcome.result == "promoted":
-            self._metrics.model_swapped()
-            self._show_models()
-
-    def _show_models(self) -> None:
-        engine = self._pipeline.engine
-        for name, note in self._pipeline.models.items():
-            skill = engine.skill(engine.groups[name])
-            shown = note.skill if math.isnan(skill) else skill
-            self._metrics.model_live(name, note.id, note.cell, skill=shown, trained_s=note.trained_s)
-
     def _tick(self) -> None:
-        status, engine, metrics = self._broker.status(), self._pipeline.engine, self._metrics
-        database = self._pipeline.database
-        metrics.set_mqtt_connected(status.connected)
-        metrics.reconnects_seen(status.reconnects)
-        # Shed messages were never decoded: each counts as one reading that came and went.
-        metrics.messages_received(status.shed - self._shed)
-        metrics.readings_received(status.shed - self._shed)
-        metrics.readings("shed", status.shed - self._shed)
-        metrics.shed_seen("inbox_full", status.shed)
-        self._shed = status.shed
-        metrics.set_inbox(status.inbox + self._pipeline.backlog)
-        metrics.set_outbox(database.outbox_pending())
-        metrics.set_journal_bytes(database.size_bytes())
-        metrics.set_devices(**engine.phase_counts())
-        metrics.set_alerts_active(sum(bool(d.track.id) for d in engine.devices.values()))
-        self._show_models()
-        self._pipeline.prune(self._settings.state.max_rows_per_device)
-        reasons = []
-        if not status.connected:
-            reasons.append(f"broker: {status.last_error or 'connecting'}")
-        if status.refused:
-            reasons.append(f"broker: refused to subscribe us to {', '.join(status.refused)}")
-        if not status.thread_alive:
-            reasons.append("broker: its thread has ended")
-        if status.inbox > status.inbox_capacity // 2:
-            reasons.append(f"backlog: {status.inbox} messages wait")
-        self._snapshot.reasons = tuple(reasons)
-        metrics.set_ready(not reasons)
-        self._notifier.status("ready" if not reasons else "; ".join(reasons))
-
-    def _routes(self) -> dict[str, Any]:
-        return {"/metrics": self._serve_metrics, "/healthz": self._serve_health, "/readyz": self._serve_ready}
-
-    def _serve_metrics(self) -> Response:
-        return Response(200, CONTENT_TYPE, self._metrics.render())
-
-    def _serve_health(self) -> Response:
-        quiet_s = time.monotonic() - self._snapshot.looped_s
-        if quiet_s > STUCK_S:
-            return Response(503, "text/plain", f"the loop has not turned for {quiet_s:.0f} s\n".encode())
-        return Response(200, "text/plain", b"ok\n")
-
-    def _serve_ready(self) -> Response:
-        reasons = self._snapshot.reasons
-        body = msgspec.json.encode({"ready": not reasons, "reasons": reasons})
-        return Response(503 if reasons else 200, "application/json", body)
+        self._supervision.look()
+        self._supervision.mend()
+        if self._retry_s is not None:
+            return
+        state = self._settings.state
+        oldest_s = None if state.max_age_s is None else time.time() - state.max_age_s
+        self._pipeline.prune(state.max_rows_per_device, state.max_megabytes * 1_000_000, oldest_s)
+        self._pipeline.tell_storm()
 
     # -- shutdown ------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """The clean end: score what was taken, save all state, acknowledge, say goodbye."""
         log.info("stopping")
-        deadline_s = time.monotonic() + STOP_S
-        while self._pipeline.backlog and not self._pipeline.holding and time.monotonic() < deadline_s:
-            self._count(self._pipeline.advance())
-        self._pipeline.checkpoint()
-        if not self._pipeline.backlog:
-            self._broker.ack(self._unacked)
+        failpoints.reach("stop.before")
+        pipeline = self._pipeline
+        pipeline.rounds.trainer.stop()
+        deadline_s = time.monotonic() + DRAIN_S
+        try:
+            while pipeline.backlog and not pipeline.holding and time.monotonic() < deadline_s:
+                self._count(pipeline.advance())
+            pipeline.checkpoint()
+        except StateError as error:
+            log.error("stopped without saving, and what is not saved comes again: %s", error)  # noqa: TRY400 - no bug
+        else:
+            if not pipeline.backlog:
+                self._broker.ack(self._unacked)
         self._announcer.say_goodbye()
 
 

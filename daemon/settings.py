@@ -171,6 +171,8 @@ class Source(Table):
     """How payloads are read: json (objects with numbers) or scalar (one number)."""
     time: Label | None = None
     """Dotted path of the event time in the payload; time of arrival when not set."""
+    sequence: Label | None = None
+    """Dotted path of a number that rises with each reading of the device; none when not set."""
     include: Annotated[tuple[Label, ...], Field(strict=False)] = ()
     """Only fields that fit one of these patterns (* and ?); all when empty."""
     exclude: Annotated[tuple[Label, ...], Field(strict=False)] = ()
@@ -264,6 +266,8 @@ class Alerts(Table):
     """False alarms to accept: NUMBER per device per hour|day|week|month, or per COUNT readings."""
     update_every: Annotated[str, _duration(1)] = "60s"
     """Duration between two updates of an open alert, at least."""
+    most_per_minute: int = Field(default=60, ge=1, le=100_000)
+    """Alerts that are told one by one; of more there is one summary (count per minute)."""
 
     @property
     def false_alarms(self) -> Budget:
@@ -295,12 +299,21 @@ class State(Table):
     """Directory of the database; systemd's STATE_DIRECTORY when not set."""
     max_rows_per_device: int = Field(default=20_000, ge=100, le=10_000_000)
     """Newest readings kept for each device (count)."""
+    max_megabytes: int = Field(default=4000, ge=10, le=10_000_000)
+    """Size beyond which the oldest history of all devices goes, in MB (10^6 bytes)."""
+    max_age: Annotated[str, _duration(3600, off=True)] = "off"
+    """Duration for which history is kept; "off" keeps it until there is too much."""
     checkpoint_every: Annotated[str, _duration(1)] = "30s"
     """Duration between two checkpoints of the devices' memory."""
     commit_every_ms: int = Field(default=10, ge=1, le=1000)
     """Longest wait of a commit, in milliseconds."""
     commit_readings: int = Field(default=512, ge=1, le=65_535)
     """Readings that fill a commit (count)."""
+
+    @property
+    def max_age_s(self) -> float | None:
+        """Seconds for which history is kept; None when it does not age."""
+        return None if self.max_age == "off" else parse_duration(self.max_age)
 
     @property
     def checkpoint_every_s(self) -> float:
@@ -313,10 +326,19 @@ class Limits(Table):
 
     devices: int = Field(default=10_000, ge=1, le=1_000_000)
     """Devices that are remembered (count)."""
+    idle_device: Annotated[str, _duration(60)] = "30d"
+    """Duration of silence after which a device may make room for a new one."""
     inbox_readings: int = Field(default=5_000, ge=1, le=10_000_000)
     """Messages that wait before they are shed (count)."""
     labelled_devices: int = Field(default=500, ge=0, le=100_000)
     """Devices with metric series of their own (count)."""
+    outbox_events: int = Field(default=10_000, ge=10, le=10_000_000)
+    """Alert events that wait for the broker before further ones are only counted (count)."""
+
+    @property
+    def idle_device_s(self) -> float:
+        """Seconds of silence after which a device may make room."""
+        return parse_duration(self.idle_device)
 
 
 class Log(Table):

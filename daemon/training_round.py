@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from gruard.daemon.core.flags import IN_ALARM
 from gruard.daemon.edges.database import open_readonly
-from gruard.daemon.edges.trainer import IN_ALARM, MODELS, TrainOutcome, TrainRequest
+from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.models import memory, weights
 from gruard.models.arena import fresh
 from gruard.models.enrolment import replay

@@ -40,6 +40,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         budget=settings.alerts.false_alarms,
         update_every_s=settings.alerts.update_every_s,
         most_devices=settings.limits.devices,
+        idle_limit_s=settings.limits.idle_device_s,
         instance=settings.instance,
     )
 

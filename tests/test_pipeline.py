@@ -47,7 +47,7 @@ def opened(folder: Path, training: TrainingSettings = QUICK, *, hold: bool = Tru
         try:
             yield pipeline
         finally:
-            pipeline.trainer.stop()
+            pipeline.rounds.trainer.stop()
 
 
 def play(pipeline: Pipeline, readings: Sequence[Reading]) -> list[Event]:
@@ -256,6 +256,9 @@ def test_prune_keeps_what_recovery_needs(tmp_path: Path) -> None:
         for _ in range(5):
             pipeline.prune(100)
         assert pipeline.database.count_readings() == 300, "nothing is checkpointed yet"
+        pipeline.checkpoint()
+        pipeline.prune(100)
+        assert pipeline.database.count_readings() == 300, "one generation of checkpoints is not enough"
         pipeline.checkpoint()
         for _ in range(20):
             pipeline.prune(100)

@@ -77,6 +77,16 @@ class HttpServer:
         """The port: once started, the real one."""
         return self._port
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that accepts connections runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def revive(self) -> None:
+        """Accept connections on a new thread, in place of one that has died."""
+        if self._server is not None:
+            self._serve_on_thread(self._server)
+
     def start(self) -> None:
         """Listen and serve; raises ListenError when the address cannot be had."""
         try:
@@ -85,8 +95,11 @@ class HttpServer:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ListenError(f"Cannot listen for HTTP on {self._host}:{self._port}: {reason}.") from error
         self._port = self._server.server_address[1]
+        self._serve_on_thread(self._server)
+
+    def _serve_on_thread(self, server: _Server) -> None:
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="gruard-http", daemon=True
+            target=server.serve_forever, args=(0.1,), name="gruard-http", daemon=True
         )
         self._thread.start()
 

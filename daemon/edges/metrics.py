@@ -23,7 +23,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, Severity
+from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,6 +167,10 @@ class Metrics:
         """Count readings dropped on purpose to keep a limit."""
         self._shed.add(reason, n)
 
+    def gaps_seen(self, n: int) -> None:
+        """Count readings that were never seen, by the gaps in their devices' sequence numbers."""
+        self._gaps.inc(n)
+
     def shed_seen(self, reason: str, total: int) -> None:
         """Bring the shed count of `reason` up to an edge's running `total`; it never decreases."""
         self._shed.reach(reason, total)
@@ -202,6 +206,18 @@ class Metrics:
         """Show the bytes that the database takes on disk."""
         self._journal.set(size)
 
+    def set_held(self, held: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
+        """Show whether commits wait for the disk."""
+        self._held.set(held)
+
+    def commit_failed(self) -> None:
+        """Count a commit that the disk did not take; it is tried again."""
+        self._failed_commits.inc()
+
+    def damaged_rows(self, n: int) -> None:
+        """Count stored rows whose checksum did not hold."""
+        self._damaged.inc(n)
+
     # -- devices and alerts --------------------------------------------------------------------------
 
     def set_devices(self, *, warming: int, learning: int, ready: int) -> None:
@@ -234,6 +250,14 @@ class Metrics:
         """Count one alert that opened."""
         self._alerts.add(severity, 1)
 
+    def alerts_untold(self, n: int) -> None:
+        """Count alert events that were kept and not published: a storm, or a full outbox."""
+        self._untold.inc(n)
+
+    def device_removed(self) -> None:
+        """Count one device that made room for another."""
+        self._removed.inc()
+
     def set_alerts_active(self, n: int) -> None:
         """Show how many alerts are open now."""
         self._alerts_active.set(n)
@@ -250,6 +274,18 @@ class Metrics:
         if grown > 0:
             self._reconnects_total = total
             self._reconnects.inc(grown)
+
+    def set_tls_insecure(self, insecure: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
+        """Show whether the broker's certificate may be for another host."""
+        self._insecure.set(insecure)
+
+    def stale_acks(self, n: int) -> None:
+        """Count acknowledgements that came too late for their connection."""
+        self._stale_acks.inc(n)
+
+    def thread_restarted(self) -> None:
+        """Count one thread that died and was replaced."""
+        self._restarts.inc()
 
     def set_ready(self, ready: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
         """Show whether /readyz would answer 200."""
@@ -320,9 +356,10 @@ class Metrics:
         )
         self._shed = _ReasonCounter(
             self._counter("shed_total", "Readings dropped on purpose to keep a limit, by reason.", "reason"),
-            (),
+            SHED_REASONS,
             spare=SPARE_REASONS,
         )
+        self._gaps = self._counter("sequence_gaps_total", "Readings that sequence numbers say are missing.")
         self._last_reading = self._gauge(
             "last_reading_timestamp_seconds", "Arrival of the newest reading; 0 before the first."
         )
@@ -341,6 +378,9 @@ class Metrics:
         self._inbox = self._gauge("inbox_readings", "Readings that wait to be scored.")
         self._outbox = self._gauge("outbox_pending", "Alert events that the broker has not acknowledged.")
         self._journal = self._gauge("journal_bytes", "Size of the database on disk.")
+        self._held = self._gauge("held", "1 while the disk takes nothing: what was scored waits for it.")
+        self._failed_commits = self._counter("commit_failures_total", "Commits that the disk did not take.")
+        self._damaged = self._counter("damaged_rows_total", "Stored rows that were damaged and left out.")
 
     def _make_device_metrics(self, labelled_devices: int) -> None:
         self._devices = self._gauge("devices", "Known devices by state.", "state")
@@ -358,11 +398,20 @@ class Metrics:
             self._counter("alerts_total", "Alerts opened, by severity.", "severity"),
             ("info", "warning", "critical"),
         )
+        self._untold = self._counter(
+            "alert_events_untold_total", "Alert events kept and not published: a storm, or a full outbox."
+        )
+        self._removed = self._counter("devices_removed_total", "Devices that made room for others.")
         self._alerts_active = self._gauge("alerts_active", "Alerts that are open now.")
 
     def _make_edge_metrics(self) -> None:
         self._connected = self._gauge("mqtt_connected", "1 while the broker connection stands.")
         self._reconnects = self._counter("mqtt_reconnects_total", "Broker connections after the first.")
+        self._insecure = self._gauge("mqtt_tls_insecure", "1 while the broker's host name is not checked.")
+        self._stale_acks = self._counter(
+            "mqtt_stale_acks_total", "Acknowledgements not sent because their connection had ended."
+        )
+        self._restarts = self._counter("thread_restarts_total", "Threads that died and were replaced.")
         self._ready = self._gauge("ready", "1 while /readyz answers 200.")
 
     def _make_model_metrics(self, labelled_groups: int) -> None:

@@ -24,9 +24,10 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 #: How long a child that was asked to end may take.
 _GRACE_S = 2.0
 LOG_NAME = "training.log"
-#: What scorer and round agree on: where weights lie below the state directory, and the flag of a stored
-#: reading whose device was in alarm, so that it must not teach.
-MODELS, IN_ALARM = "models", 1
+#: Where weights lie below the state directory.
+MODELS = "models"
+#: What the child must not see: settings with their secrets, and whatever speaks to the service manager.
+_NOT_FOR_THE_CHILD = ("GRUARD_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 
 
 class TrainRequest(msgspec.Struct, frozen=True):
@@ -86,7 +87,7 @@ class Trainer:
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_ONE_THREAD},
+            env=_environment() | _ONE_THREAD,
             start_new_session=True,  # a Ctrl-C at the terminal is for the daemon to handle
         )
         self._child, self._request, self._began = child, request, now
@@ -140,3 +141,7 @@ class Trainer:
             self._output.close()
         self._child = self._request = self._output = None
         return outcome
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_THE_CHILD)}

@@ -1,0 +1,105 @@
+"""From messages to readings that are fed: redeliveries, refusals and shedding, every one of them counted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gruard.daemon.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gruard.daemon.core.deliveries import Deliveries
+    from gruard.daemon.core.sources import Sources
+    from gruard.daemon.edges.metrics import Metrics
+    from gruard.daemon.pipeline import Pipeline
+    from gruard.daemon.records import Message, Reading
+
+log = logging.getLogger(__name__)
+
+#: What waited at the broker is a backlog when its event time is this far behind its arrival.
+LIVE_WITHIN_S = 60.0
+#: While a backlog waits and less than this share of the room for devices is free, unknown devices are shed.
+FREE_SHARE = 0.5
+
+
+class Intake:
+    """Feeds the pipeline with what messages hold."""
+
+    def __init__(
+        self, sources: Sources, deliveries: Deliveries, pipeline: Pipeline, metrics: Metrics
+    ) -> None:
+        self._sources, self._deliveries = sources, deliveries
+        self._pipeline, self._metrics = pipeline, metrics
+
+    def take(self, messages: Sequence[Message], *, crowded: bool) -> None:
+        """Decode messages and feed their readings; `crowded`: many more wait."""
+        self._metrics.messages_received(len(messages))
+        self._metrics.reading_arrived(messages[-1].received_s)
+        engine = self._pipeline.engine
+        closed = crowded and len(engine.devices) > (1.0 - FREE_SHARE) * engine.options.most_devices
+        fed: list[Reading] = []
+        for message in messages:
+            fed += self._admitted(message, closed=closed)
+        self._pipeline.feed(fed)
+
+    def _admitted(self, message: Message, *, closed: bool) -> Sequence[Reading]:
+        """What of a message is to be fed: all of it, nothing, or what its first delivery left undone."""
+        if not message.qos:
+            return self._decoded(message, closed=closed)
+        if self._deliveries.forgotten(message.session):
+            self._pipeline.pending.forget_session()
+        delivery, again = self._deliveries.judge(message)
+        if not again:
+            readings = fed = self._decoded(message, closed=closed)
+        else:
+            readings = self._decoded_again(message)
+            fed = [readings[n] for n in delivery.missing if n < len(readings)]
+            self._metrics.readings("duplicate", len(readings) - len(fed))
+            if not fed:
+                return fed
+        delivery = replace(delivery, missing=())
+        self._deliveries.note(delivery)
+        self._pipeline.took(delivery, readings)
+        return fed
+
+    def _decoded(self, message: Message, *, closed: bool) -> Sequence[Reading]:
+        try:
+            readings = self._sources.decode(message)
+        except DecodeError as refusal:
+            self._metrics.readings_received()
+            self.refused(refusal.reason, message.topic, refusal.detail)
+            return ()
+        self._metrics.readings_received(len(readings))
+        if closed and readings and readings[0].device not in self._pipeline.engine.devices:
+            self._metrics.readings("shed", len(readings))
+            self._metrics.shed("unknown_device", len(readings))
+            return ()
+        return [_late(reading) for reading in readings] if message.backlog else readings
+
+    def _decoded_again(self, message: Message) -> Sequence[Reading]:
+        """The readings of a redelivered message; one that was refused then is a duplicate now."""
+        try:
+            readings = self._sources.decode(message)
+        except DecodeError:
+            self._metrics.readings_received()
+            self._metrics.readings("duplicate")
+            return ()
+        self._metrics.readings_received(len(readings))
+        return [_late(reading) for reading in readings] if message.backlog else readings
+
+    def refused(self, reason: str, where: str, detail: str) -> None:
+        """Count a reading that is refused."""
+        self._metrics.readings("rejected")
+        self._metrics.decode_error(reason)
+        log.debug("refused a reading of %a: %s %s", where, reason, detail)
+
+
+def _late(reading: Reading) -> Reading:
+    """A reading that waited at the broker, as what it is: live all the same when it did not wait for long."""
+    told = reading.time_s != reading.received_s
+    if told and reading.received_s - reading.time_s <= LIVE_WITHIN_S:
+        return reading
+    return replace(reading, replayed=True)

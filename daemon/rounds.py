@@ -1,0 +1,259 @@
+"""Training rounds and the models they bring: when one begins, what it asks for, how its model takes charge.
+
+A group's first model takes charge at a fixed reading where that can be had: when readings arrive faster
+than real time (a backlog, a recording) the pipeline holds until the round is done, so that a replay of
+the same readings gives the same alerts. At real-time rates it never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gruard.daemon.core.payloads import ModelNote
+from gruard.daemon.core.schedule import Schedule
+from gruard.daemon.edges import failpoints
+from gruard.daemon.edges.rows import ModelRow
+from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
+from gruard.daemon.enrolment import enrol
+from gruard.models import weights
+from gruard.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from gruard.daemon.core.engine import Group
+    from gruard.daemon.core.events import Scored
+    from gruard.daemon.pipeline import Pipeline
+    from gruard.daemon.records import Reading
+    from gruard.models.weights import ModelPackage
+
+log = logging.getLogger(__name__)
+
+#: Event time that passes this much faster than the clock is a backlog or a recording.
+FASTER_THAN_REAL = 2.0
+#: Longest hold for a first model.
+LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What a training round is asked to do: the [model] and [train] tables of the configuration."""
+
+    cell: str = "gru"
+    hidden: int = 32
+    layers: int = 1
+    dropout: float = 0.0
+    warmup_readings: int = 400
+    every_s: float | None = 21_600.0  # None: never
+    max_seconds: float = 900.0
+    max_rows: int = 5000
+    max_devices: int = 256
+    seed: int = 0
+    nice: int = 19
+
+
+class Rounds:
+    """The training side of one pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        directory: Path,
+        training: TrainingSettings,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+        *,
+        always_hold: bool,
+    ) -> None:
+        self._pipeline = pipeline
+        self.trainer = Trainer(directory)
+        self.models: dict[str, ModelNote] = {}  # group -> the live model
+        self._directory, self._models = directory, directory / MODELS
+        self._settings, self._always_hold = training, always_hold
+        self._wall, self._monotonic = wall, monotonic
+        self._schedule = Schedule(training.every_s, training.warmup_readings)
+        self._begun: dict[str, tuple[float, float]] = {}  # group -> event time, arrival: first reading
+        self._hold_until: float | None = None
+        self._outcome: TrainOutcome | None = None  # of a round that has ended and is not dealt with yet
+
+    @property
+    def holding(self) -> bool:
+        """Whether scoring waits for a group's first model."""
+        return self._hold_until is not None
+
+    def must_wait(self) -> bool:
+        """Whether it waits still; a hold that is over ends here."""
+        if self._hold_until is None:
+            return False
+        busy = self.trainer.group is not None or self._outcome is not None
+        if busy and self._monotonic() < self._hold_until:
+            return True
+        self._hold_until = None
+        return False
+
+    # -- a round -------------------------------------------------------------------------------
+
+    def begin_if_due(self, scored: Sequence[Scored]) -> None:
+        """Begin a round for one group that the newest readings have made due.
+
+        Raises:
+            StateError: what the round learns from cannot be made durable; it may be called again.
+        """
+        newest: dict[str, Scored] = {}  # group -> its reading of the device that has shown most
+        for event in scored:
+            self._begun.setdefault(event.group, (event.reading.time_s, event.reading.received_s))
+            best = newest.get(event.group)
+            if best is None or self._shown(event) > self._shown(best):
+                newest[event.group] = event
+        for name, event in newest.items():
+            if self.trainer.group is not None or self._outcome is not None:
+                return
+            has_model, now = name in self.models, self._monotonic()
+            if self._schedule.is_due(name, has_model=has_model, most_readings=self._shown(event), now=now):
+                self._begin(self._pipeline.engine.groups[name], event.reading)
+
+    def _shown(self, event: Scored) -> int:
+        device = self._pipeline.engine.devices.get(event.reading.device)
+        return 0 if device is None else device.count
+
+    def _begin(self, group: Group, newest: Reading) -> None:
+        self._pipeline.commit_pending()  # what is not committed the child cannot see
+        s, live = self._settings, self.models.get(group.name)
+        request = TrainRequest(
+            directory=str(self._directory),
+            group=group.name,
+            source=group.source,
+            fields=group.fields,
+            devices=self._teachers(group),
+            max_rows=s.max_rows,
+            # Readings of one moment arrive in any order: only moments that are complete teach.
+            before_s=newest.time_s,
+            parent=None if live is None else live.id,
+            cell=s.cell,
+            hidden=s.hidden,
+            layers=s.layers,
+            dropout=s.dropout,
+            seed=s.seed,
+            budget=self._pipeline.engine.options.budget,
+            max_seconds=s.max_seconds,
+            nice=s.nice,
+            now_s=self._wall(),
+        )
+        now = self._monotonic()
+        try:
+            self.trainer.start(request, now)
+        except OSError as error:
+            # No memory or no process to be had: scoring goes on, the round is tried again later.
+            log.warning("training of %s cannot begin: %s", group.name, error)
+            self._schedule.ended(group.name, promoted=False, has_model=live is not None, now=now)
+            return
+        log.info("training of %s begins on %d devices", group.name, len(request.devices))
+        if live is None and (self._always_hold or self._is_faster_than_real(group.name, newest)):
+            longest_s = s.max_seconds if self._always_hold else min(LONGEST_HOLD_S, s.max_seconds)
+            self._hold_until = now + longest_s + HOLD_GRACE_S
+
+    def _teachers(self, group: Group) -> tuple[str, ...]:
+        """The devices of a round: all, or an even pick by name where there are too many."""
+        names = sorted(group.devices)
+        stride = -(-len(names) // self._settings.max_devices)
+        return tuple(names[::stride])
+
+    def _is_faster_than_real(self, group: str, newest: Reading) -> bool:
+        event_s, arrival_s = self._begun[group]
+        return newest.time_s - event_s > FASTER_THAN_REAL * max(newest.received_s - arrival_s, 0.1)
+
+    def poll(self) -> TrainOutcome | None:
+        """Take the outcome of a round that has ended; promote its candidate.
+
+        Raises:
+            StateError: the switch cannot be made durable; the outcome comes with a later call.
+        """
+        if self._outcome is None:
+            self._outcome = self.trainer.poll(self._monotonic())
+        if self._outcome is None:
+            return None
+        outcome = self._promoted(self._outcome) if self._outcome.result == "promoted" else self._outcome
+        self._outcome = None
+        self._schedule.ended(
+            outcome.group,
+            promoted=outcome.result == "promoted",
+            has_model=outcome.group in self.models,
+            now=self._monotonic(),
+        )
+        log.log(
+            logging.INFO if outcome.result in {"promoted", "rejected"} else logging.WARNING,
+            "training of %s: %s after %.1f s: %s",
+            outcome.group,
+            outcome.result,
+            outcome.seconds,
+            outcome.reason,
+        )
+        return outcome
+
+    def _promoted(self, outcome: TrainOutcome) -> TrainOutcome:
+        if outcome.model is None:
+            return msgspec.structs.replace(outcome, result="failed", reason="the round named no model")
+        try:
+            self.adopt(weights.read(self._models, outcome.model), outcome.reason)
+        except ModelError as error:
+            return msgspec.structs.replace(outcome, result="failed", reason=str(error))
+        return outcome
+
+    # -- models --------------------------------------------------------------------------------
+
+    def adopt(self, package: ModelPackage, reason: str) -> None:
+        """Put a model in charge of its group: re-warm every device, and record the switch durably.
+
+        Raises:
+            ModelError: it does not fit; nothing was changed.
+            StateError: it is in charge, and the switch is recorded with the next commit that succeeds.
+        """
+        pipeline, manifest = self._pipeline, package.manifest
+        failpoints.reach("model.before")
+        pipeline.settle()
+        pipeline.pending.write()  # a part of the history that the devices are re-warmed on
+        group = pipeline.engine.open_group(manifest.source, manifest.fields)
+        due = pipeline.engine.adopt(group.name, package)
+        enrol(pipeline.engine, pipeline.database, due, pipeline.heartbeat)
+        self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
+        row = ModelRow(
+            manifest.id,
+            group.name,
+            "candidate",
+            manifest.created_s,
+            manifest.parent,
+            manifest.skill,
+            msgspec.json.encode(manifest).decode(),
+            reason,
+        )
+        pipeline.pending.also(partial(self._record, row, self._wall()), lambda: None)
+        # In one transaction with the switch: recovery never has to replay across a change of weights.
+        pipeline.save_every_generation()
+        failpoints.reach("model.after")
+        pipeline.commit()
+
+    def _record(self, row: ModelRow, now_s: float) -> None:
+        database = self._pipeline.database
+        database.add_model(row)
+        database.activate_model(row.id, database.next_lsn, now_s)
+
+    def restore(self, rows: Sequence[ModelRow]) -> None:
+        """Put the models in charge that the registry calls live, before any device is restored."""
+        for leftover in self._models.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a training round that was killed while it wrote
+        for row in rows:
+            try:
+                package = weights.read(self._models, row.id)
+                engine = self._pipeline.engine
+                group = engine.open_group(package.manifest.source, package.manifest.fields)
+                engine.adopt(group.name, package)
+            except ModelError as error:
+                log.warning("model %s cannot be used, the baseline takes over: %s", row.id, error)
+                continue
+            self.models[row.group] = ModelNote(row.id, row.created_s, row.skill, package.manifest.cell)

@@ -1,0 +1,189 @@
+"""Is the daemon well? Looked at once a second, told on every channel, mended where that can be done.
+
+A reason not to be ready shows in /readyz, in the metrics, on `<base>/health` and in `systemctl status`.
+Threads that died are replaced. A network thread that hangs ends the process: the service manager starts
+another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gruard.daemon.edges.http import HttpServer, Response
+from gruard.daemon.edges.metrics import CONTENT_TYPE
+from gruard.daemon.errors import GruardError
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from gruard.daemon.announcer import Announcer
+    from gruard.daemon.edges.broker import Broker
+    from gruard.daemon.edges.link import BrokerStatus
+    from gruard.daemon.edges.metrics import Metrics
+    from gruard.daemon.edges.notify import Notifier
+    from gruard.daemon.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+#: A loop that has not come round for this long is not alive.
+STUCK_S = 10.0
+#: A network thread that has not come round is worth a word after the first, and the process after the second.
+DEAF_S, HOPELESS_S = 5.0, 30.0
+#: The clock of a board without a battery stands at 1970 or at its last shutdown until the network sets it.
+CLOCK_UNSET_BEFORE_S = 1_704_067_200.0  # 2024
+#: How long the HTTP server may take to end.
+HTTP_STOP_S = 0.5
+
+
+class Supervision:
+    """Owned by the worker. The HTTP threads read `looped_s` and `reasons`, each replaced as a whole."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        broker: Broker,
+        announcer: Announcer,
+        metrics: Metrics,
+        notifier: Notifier,
+    ) -> None:
+        self._pipeline, self._broker, self._announcer = pipeline, broker, announcer
+        self._metrics, self._notifier = metrics, notifier
+        self._server: HttpServer | None = None
+        self.looped_s = time.monotonic()  # newest turn of the loop
+        self.reasons: tuple[str, ...] = ("starting",)  # why the daemon is not ready
+        self.held: str | None = None  # why the disk takes nothing
+        self._counted: dict[str, int] = {}  # totals kept elsewhere, as far as they are counted
+
+    def look(self) -> None:
+        """Bring reasons and gauges up to date.
+
+        Raises:
+            GruardError: the network thread hangs for good.
+        """
+        status, pipeline, metrics = self._broker.status(), self._pipeline, self._metrics
+        engine, database = pipeline.engine, pipeline.database
+        metrics.set_mqtt_connected(status.connected)
+        metrics.set_tls_insecure(status.tls_insecure)
+        metrics.reconnects_seen(status.reconnects)
+        metrics.stale_acks(self._grown("stale acks", status.stale_acks))
+        # Shed messages were never decoded: each counts as one reading that came and went.
+        shed = self._grown("shed", status.shed)
+        metrics.messages_received(shed)
+        metrics.readings_received(shed)
+        metrics.readings("shed", shed)
+        metrics.shed("inbox_full", shed)
+        metrics.states_reset(self._grown("resets", engine.resets))
+        metrics.gaps_seen(self._grown("gaps", engine.gaps))
+        metrics.alerts_untold(self._grown("untold", pipeline.storm.suppressed))
+        metrics.damaged_rows(self._grown("damaged", database.skipped_rows))
+        metrics.set_inbox(status.inbox + pipeline.backlog)
+        metrics.set_outbox(pipeline.pending.outbox)
+        metrics.set_journal_bytes(database.size_bytes())
+        metrics.set_held(self.held is not None)
+        metrics.set_devices(**engine.phase_counts())
+        metrics.set_alerts_active(sum(bool(d.track.id) for d in engine.devices.values()))
+        self.show_models()
+        self.reasons = tuple(self._reasons(status))
+        metrics.set_ready(not self.reasons)
+        self._announcer.health(self.reasons)
+        self._notifier.status("ready" if not self.reasons else "; ".join(self.reasons))
+
+    def mend(self) -> None:
+        """Replace threads that have died.
+
+        Raises:
+            GruardError: the network thread lives and does not move; a new process is needed.
+        """
+        status = self._broker.status()
+        if not status.thread_alive:
+            log.error("the broker's thread has ended; it is replaced")
+            if self._broker.revive():
+                self._metrics.thread_restarted()
+        elif _quiet_s(status) > HOPELESS_S:
+            raise GruardError("The broker's thread hangs; a new process is needed.")
+        if self._server is not None and not self._server.alive:
+            log.error("the HTTP thread has ended; it is replaced")
+            self._server.revive()
+            self._metrics.thread_restarted()
+
+    def collect_training(self) -> None:
+        """Take the outcome of a training round that has ended."""
+        outcome = self._pipeline.poll_training()
+        if outcome is None:
+            return
+        self._metrics.retrained(outcome.result, outcome.seconds)
+        if outcome.result == "promoted":
+            self._metrics.model_swapped()
+            self.show_models()
+
+    def show_models(self) -> None:
+        """Show which models are in charge, and how well they do."""
+        engine = self._pipeline.engine
+        for name, note in self._pipeline.models.items():
+            skill = engine.skill(engine.groups[name])
+            shown = note.skill if math.isnan(skill) else skill
+            self._metrics.model_live(name, note.id, note.cell, skill=shown, trained_s=note.trained_s)
+
+    def _reasons(self, status: BrokerStatus) -> list[str]:
+        reasons = []
+        if self.held is not None:
+            reasons.append(f"disk: {self.held}")
+        if not status.connected:
+            reasons.append(f"broker: {status.last_error or 'connecting'}")
+        if status.refused:
+            reasons.append(f"broker: refused to subscribe us to {', '.join(status.refused)}")
+        if not status.thread_alive:
+            reasons.append("broker: its thread has ended")
+        elif _quiet_s(status) > DEAF_S:
+            reasons.append("broker: its thread hangs")
+        if status.inbox > status.inbox_capacity // 2:
+            reasons.append(f"backlog: {status.inbox} messages wait")
+        if time.time() < CLOCK_UNSET_BEFORE_S:
+            reasons.append("clock: it has not been set yet")
+        return reasons
+
+    def _grown(self, name: str, total: int) -> int:
+        """By how much a running total kept elsewhere has grown since the last look."""
+        grown = total - self._counted.get(name, 0)
+        self._counted[name] = total
+        return grown
+
+    # -- http ----------------------------------------------------------------------------------
+
+    def serve(self, address: tuple[str, int] | None, open_edges: ExitStack) -> None:
+        """Answer on `address` until `open_edges` closes; None: nowhere.
+
+        Raises:
+            ListenError: the address cannot be had.
+        """
+        if address is None:
+            return
+        routes = {"/metrics": self._metrics_page, "/healthz": self._health, "/readyz": self._readiness}
+        self._server = HttpServer(*address, routes)
+        self._server.start()
+        open_edges.callback(self._server.stop, HTTP_STOP_S)
+        log.info("http on port %d", self._server.port)
+
+    def _metrics_page(self) -> Response:
+        return Response(200, CONTENT_TYPE, self._metrics.render())
+
+    def _health(self) -> Response:
+        quiet_s = time.monotonic() - self.looped_s
+        if quiet_s > STUCK_S:
+            return Response(503, "text/plain", f"the loop has not turned for {quiet_s:.0f} s\n".encode())
+        return Response(200, "text/plain", b"ok\n")
+
+    def _readiness(self) -> Response:
+        reasons = self.reasons
+        body = msgspec.json.encode({"ready": not reasons, "reasons": reasons})
+        return Response(503 if reasons else 200, "application/json", body)
+
+
+def _quiet_s(status: BrokerStatus) -> float:
+    """Seconds since the network thread last came round."""
+    return time.monotonic() - status.turned_s

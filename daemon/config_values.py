@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gruard.daemon.config_errors import choice_of
@@ -26,7 +27,8 @@ _BUDGET = re.compile(
 )
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Lone surrogates too: what an environment variable holds that is not UTF-8 arrives as them.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: What the daemon publishes (and `cmd`, what it listens to) below the alert base; "#" stands for any levels.
 OUTPUT_LEVELS = (("status",), ("info",), ("alerts", "#"), ("state", "#"), ("cmd", "#"))
@@ -87,8 +89,9 @@ def spelt(parse: Callable[[object], object], *, off: bool = False) -> Callable[[
 
 
 def check_path(value: object) -> object:
-    """A path, not empty; what is no text is left to the schema."""
-    if isinstance(value, str) and (not value or "\0" in value):
+    """A path, not empty and on one line; what is neither path nor text is left to the schema."""
+    # The environment's may be a path already.
+    if isinstance(value, (str, Path)) and (not str(value) or _CONTROL.search(str(value))):
         raise ValueError("must be a path")
     return value
 
@@ -128,7 +131,7 @@ def check_name(value: str) -> str:
 def check_base(value: str) -> str:
     """An MQTT topic to publish below: no wildcard, no empty level, not one of the broker's own `$` topics."""
     levels = value.split("/")
-    if not 1 <= len(value.encode()) <= 256 or _CONTROL.search(value):
+    if _CONTROL.search(value) or not 1 <= len(value.encode()) <= 256:
         raise ValueError("must be a topic of 1..256 bytes without control characters")
     if any(mark in value for mark in "+#{}"):
         raise ValueError("must be one topic, without wildcards and placeholders")

@@ -42,7 +42,7 @@ LISTEN = 'must be HOST:PORT such as "127.0.0.1:9109" or "[::1]:9109", or "off"'
 
 
 def pattern_fault(topic: str) -> str:
-    with pytest.raises(ValueError, match=re.escape(topic)) as caught:
+    with pytest.raises(ValueError, match="topic pattern") as caught:
         parse_pattern(topic)
     return str(caught.value)
 

@@ -64,7 +64,10 @@ class Pattern:
 
 
 def parse_pattern(pattern: str) -> Pattern:
-    """Compile a topic pattern; raise `ValueError` with one sentence for the person who wrote it."""
+    """Compile a topic pattern; raise `ValueError` with one sentence for the person who wrote it.
+
+    The sentence does not repeat the pattern: whoever shows it also shows where the pattern stands.
+    """
     _check_text(pattern)
     levels = pattern.split("/")
     names: list[str] = []
@@ -77,51 +80,46 @@ def parse_pattern(pattern: str) -> Pattern:
         if (named and named["several"]) or (level == "#" and last):
             if several:
                 raise ValueError(
-                    f"Topic pattern {pattern!a} has both {several} and {level}: only one may span levels."
+                    f"The topic pattern has both {several} and {level}: only one may span levels."
                 )
             several = level
-        regex += _level_regex(level, named, pattern, first=position == 0, last=last)
+        regex += _level_regex(level, named, first=position == 0, last=last)
         filter_levels.append("#" if several else "+" if named else level)
         if named:
             names.append(named["name"])
-    _check_names(pattern, names)
+    _check_names(names)
     topic_filter = "/".join(filter_levels[: filter_levels.index("#") + 1] if several else filter_levels)
     if topic_filter == "#":
         raise ValueError(
-            f"Topic pattern {pattern!a} subscribes to everything, our own alerts too: "
-            "begin with a fixed level."
+            "The topic pattern subscribes to everything, our own alerts too: begin with a fixed level."
         )
     return Pattern(pattern, tuple(names), topic_filter, re.compile(regex, re.DOTALL))
 
 
 def _check_text(pattern: str) -> None:
     if not pattern:
-        raise ValueError("A topic pattern is empty.")
+        raise ValueError("The topic pattern is empty.")
     if "\0" in pattern:
-        raise ValueError(f"Topic pattern {pattern!a} holds a NUL character, which MQTT forbids.")
+        raise ValueError("The topic pattern holds a NUL character, which MQTT forbids.")
     try:
         length = len(pattern.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"Topic pattern {pattern!a} holds a lone surrogate, which MQTT forbids.") from None
+        raise ValueError("The topic pattern holds a lone surrogate, which MQTT forbids.") from None
     if length > MAX_TOPIC_BYTES:
-        raise ValueError(f"A topic pattern has {length} bytes; MQTT allows {MAX_TOPIC_BYTES}.")
+        raise ValueError(f"The topic pattern has {length} bytes; MQTT allows {MAX_TOPIC_BYTES}.")
     if pattern.startswith("$share/"):
-        raise ValueError(
-            f"Topic pattern {pattern!a} is a shared subscription, which would split devices' readings."
-        )
+        raise ValueError("The topic pattern is a shared subscription, which would split devices' readings.")
 
 
-def _check_names(pattern: str, names: list[str]) -> None:
+def _check_names(names: list[str]) -> None:
     if "device" not in names:
-        raise ValueError(
-            f"Topic pattern {pattern!a} names no device: write {{device}} for the level that does."
-        )
+        raise ValueError("The topic pattern names no device: write {device} for the level that does.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"Topic pattern {pattern!a} uses {{{repeated[0]}}} twice.")
+        raise ValueError(f"The topic pattern uses {{{repeated[0]}}} twice.")
 
 
-def _level_regex(level: str, named: re.Match[str] | None, pattern: str, *, first: bool, last: bool) -> str:
+def _level_regex(level: str, named: re.Match[str] | None, *, first: bool, last: bool) -> str:
     slash = "" if first else "/"
     if named:
         # May be empty here as for MQTT: an empty device id is refused by its own reason, not as unknown.
@@ -132,14 +130,14 @@ def _level_regex(level: str, named: re.Match[str] | None, pattern: str, *, first
         return "(?:/.*)?"  # a/# fits a itself
     if not level:
         raise ValueError(
-            f"Topic pattern {pattern!a} has an empty level: drop the slash, "
+            "The topic pattern has an empty level: drop the slash, "
             "or write + for a level that is empty in the topics."
         )
     if "+" in level or "#" in level:
-        raise ValueError(f"Topic pattern {pattern!a}: + must be a whole level, and # the whole last one.")
+        raise ValueError("The topic pattern: + must be a whole level, and # the whole last one.")
     if "{" in level or "}" in level:
         raise ValueError(
-            f"Topic pattern {pattern!a}: a named level is {{name}} or {{name+}} and nothing else, "
+            "The topic pattern: a named level is {name} or {name+} and nothing else, "
             "with a name of small letters, digits and _."
         )
     return slash + re.escape(level)

@@ -75,7 +75,7 @@ class FieldNames(dict[str, str | None]):
         for payload_name, field in self._rename.items():
             if not usable_name(field):
                 raise ValueError(
-                    f"{payload_name!a} cannot be renamed to {field!a}: "
+                    f"{payload_name!a} cannot be renamed to that: "
                     f"a field name is 1 to {MAX_NAME_CHARS} printable characters."
                 )
 

@@ -132,8 +132,9 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "publisher": frozenset({"link"}),
     "link": frozenset({"reconnect"}),
     "database": frozenset(
-        {"checksums", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
+        {"bounds", "checksums", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
     ),
+    "bounds": frozenset({"history", "journal", "packs"}),
     "journal": frozenset({"checksums", "history", "packs", "rows", "schema", "tables"}),
     "history": frozenset({"packs", "rows", "tables"}),
     "tables": frozenset({"checksums", "packs", "rows"}),

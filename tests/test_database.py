@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, readings
 
+from gruard.daemon.edges import bounds as bounds_module
 from gruard.daemon.edges import journal as journal_module
 from gruard.daemon.edges import schema
 from gruard.daemon.edges.database import Database, open_database, open_readonly
@@ -249,20 +250,29 @@ DAMAGES = {
 }
 
 
+#: Damage that leaves none of the readings. All other leaves them all.
+NOTHING_LEFT = {
+    "empty", "text", "zeros", "header only", "all but the first page", "foreign database", "a folder",
+    "log without database",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damaged_database_is_set_aside_and_the_start_goes_on(used: Path, kind: str) -> None:
-    """Whatever lies in the database's place is kept under another name and an empty one begun."""
+    """Whatever lies in the database's place is kept under another name, and what is sound in it goes on."""
     DAMAGES[kind](used)
     with open_database(used, now_s=NOW_S) as database:
         assert database.set_aside is not None
         assert database.set_aside.name.startswith("gruard.db.damaged-20260101T000000Z")
         assert database.set_aside.exists()
-        assert database.next_lsn == 1
-        database.append(readings(1, 5))
+        first = database.next_lsn
+        kept = database.count_readings()
+        assert kept == (0 if kind in NOTHING_LEFT else 10), database.salvaged
+        database.append(readings(first, 5))
         database.commit()
     with open_database(used, now_s=NOW_S) as database:
         assert database.set_aside is None
-        assert database.count_readings() == 5
+        assert database.count_readings() == kept + 5
 
 
 def test_set_aside_takes_the_log_along_and_never_overwrites(used: Path) -> None:
@@ -291,28 +301,29 @@ def test_remains_of_a_broken_off_creation_are_no_hindrance(tmp_path: Path) -> No
     assert sorted(file.name for file in tmp_path.iterdir()) == ["gruard.db", "gruard.lock"]
 
 
-def test_database_that_failed_in_use_is_looked_at_thoroughly(used: Path) -> None:
-    """What the quick check passes and use finds damaged is set aside at the next start, not used for ever."""
+def test_damaged_index_is_found_at_the_start(used: Path) -> None:
+    """An index that names other rows than its table is no ground to work on: the rows move to a new file."""
     with open_database(used, now_s=NOW_S) as database:
         for number in range(2000):
             database.put_outbox(f"topic-{number:04}", b"x", 1, retain=False, key="k")
         database.commit()
     broken = bytearray((used / "gruard.db").read_bytes())
-    # An entry of the index is (topic, number); of the table (topic, payload, ...). In the index alone the
-    # topic stands before its number: it now names a row that is not there, invisible to the quick check.
-    number = (1001).to_bytes(2, "big")
-    place = broken.index(b"topic-1000" + number)
+    # In the index alone a topic stands before its row's number.
+    place = broken.index(b"topic-1000" + (1001).to_bytes(2, "big"))
     broken[place + 10 : place + 12] = b"\x7f\xff"
     (used / "gruard.db").write_bytes(broken)
-    with open_database(used, now_s=NOW_S) as database:
-        assert database.set_aside is None
-        with pytest.raises(StateError, match="malformed"):
-            database.put_outbox("topic-1000", b"x", 1, retain=False, key="k", replace=True)
+    with pytest.raises(StateError, match="cannot be read"):
+        open_readonly(used)
     with open_database(used, now_s=NOW_S) as database:
         assert database.set_aside is not None
+        assert [row.topic for row in database.outbox(3000)] == [
+            f"topic-{number:04}" for number in range(2000)
+        ]
+        database.put_outbox("topic-1000", b"x", 1, retain=False, key="k", replace=True)
+        assert database.outbox_pending() == 2000
+        database.commit()
     with open_database(used, now_s=NOW_S) as database:
         assert database.set_aside is None
-    assert not (used / "gruard.db.suspect").exists()
 
 
 def test_large_database_starts_without_a_check_of_its_packs(
@@ -581,8 +592,8 @@ def test_model_entry_is_written_anew(database: Database) -> None:
 
 def test_ended_alerts_and_models_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruning keeps the newest alerts and models up to a number, and every open or live one."""
-    bounds = [(counting, 5, deleting) for counting, _, deleting in journal_module._ENDED]
-    monkeypatch.setattr(journal_module, "_ENDED", bounds)
+    bounds = [(counting, 5, deleting) for counting, _, deleting in bounds_module._ENDED]
+    monkeypatch.setattr(bounds_module, "_ENDED", bounds)
     for number in range(12):
         ended = number not in {0, 4}
         database.save_alert(alert(f"a-{number:02}", NOW_S + number, NOW_S + 50 if ended else None))

@@ -8,7 +8,8 @@
     with open_readonly(directory) as reader:                    # trainer, command line: any number
         reader.history("pump-3", ("temp",), limit=1000)
 
-A file that is damaged, foreign or half there is set aside under another name and never stops the start.
+A file that is damaged, foreign or half there is set aside under another name, what is sound in it is copied
+into a new one, and it never stops the start.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from itertools import count
 from typing import IO, TYPE_CHECKING, Final
 
 from gruard.daemon.edges import schema
+from gruard.daemon.edges.bounds import Bounded
 from gruard.daemon.edges.checksums import MOST_PACKET_ID, write_deliveries
 from gruard.daemon.edges.history import Reader
-from gruard.daemon.edges.journal import Journal, suspect_path
+from gruard.daemon.edges.journal import suspect_path
 from gruard.daemon.edges.packs import checkpoint_checksum
+from gruard.daemon.edges.salvage import salvage
 from gruard.daemon.edges.tables import CHECKPOINTS, Generation
 from gruard.daemon.errors import StateError
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow
+    from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, Salvaged
     from gruard.daemon.records import Delivery
 
 DATABASE_NAME: Final = "gruard.db"
@@ -43,14 +46,20 @@ LOCK_NAME: Final = "gruard.lock"
 _FAMILY: Final = ("", "-wal", "-shm", "-journal")  # the file and what SQLite keeps beside it
 
 
-class Database(Journal):
+class Database(Bounded):
     """The writer's opening, made by `open_database`. Belongs to one thread."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, lock: IO[bytes], set_aside: Path | None
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        lock: IO[bytes],
+        set_aside: Path | None = None,
+        salvaged: Salvaged | None = None,
     ) -> None:
         super().__init__(path, connection)
         self.set_aside = set_aside  # where an unusable database went at this start
+        self.salvaged = salvaged  # what was copied out of it, and what is lost
         self._lock = lock
 
     def close(self) -> None:
@@ -176,8 +185,8 @@ def open_database(directory: Path, *, now_s: float) -> Database:
     path = directory / DATABASE_NAME
     lock = _claim(directory)
     try:
-        connection, set_aside = _open_or_begin(path, now_s)
-        return Database(path, connection, lock, set_aside)
+        connection, set_aside, salvaged = _open_or_begin(path, now_s)
+        return Database(path, connection, lock, set_aside, salvaged)
     except (OSError, sqlite3.Error, schema.DamagedError) as error:
         lock.close()
         raise StateError(f"The database {path} cannot be opened: {error}.") from error
@@ -217,8 +226,11 @@ def _claim(directory: Path) -> IO[bytes]:
     return lock
 
 
-def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path | None]:
-    set_aside = None
+def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path | None, Salvaged | None]:
+    saved = path.with_name(path.name + ".salvaged")
+    set_aside = salvaged = None
+    if not os.path.lexists(path) and saved.exists():  # a start was killed between two renames
+        set_aside = _put_in_place(path, saved, now_s)
     suspect = suspect_path(path)
     if any(os.path.lexists(member) for member in _family(path)):
         try:
@@ -226,17 +238,39 @@ def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path |
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             connection = schema.open_sound(path, thorough=suspect.exists())
         except schema.DamagedError:
-            set_aside = _set_aside(path, now_s)
+            salvaged = _salvage(path, saved)
+            set_aside = _put_in_place(path, saved, now_s)
         else:
             suspect.unlink(missing_ok=True)
-            return connection, None
+            return connection, set_aside, None
+    else:
+        schema.create(path)
     suspect.unlink(missing_ok=True)
-    schema.create(path)
     _sync_directory(path.parent)
-    return schema.open_sound(path), set_aside
+    return schema.open_sound(path), set_aside, salvaged
 
 
-def _set_aside(path: Path, now_s: float) -> Path:
+def _salvage(path: Path, saved: Path) -> Salvaged:
+    """Make a new database at `saved` of what is sound in the one at `path`."""
+    for member in _family(saved):
+        member.unlink(missing_ok=True)
+    schema.create(saved)
+    connection = schema.connect(saved)
+    try:
+        return salvage(path, connection)
+    finally:
+        connection.close()  # which brings its log into the file
+
+
+def _put_in_place(path: Path, saved: Path, now_s: float) -> Path | None:
+    """Set what lies at `path` aside, if anything does, and let `saved` take its place."""
+    set_aside = _set_aside(path, now_s)
+    saved.rename(path)
+    _sync_directory(path.parent)
+    return set_aside
+
+
+def _set_aside(path: Path, now_s: float) -> Path | None:
     """Give the file and its companions another name; the name of the first that was there."""
     stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%SZ")
     target = path.with_name(f"{path.name}.damaged-{stamp}")
@@ -250,7 +284,7 @@ def _set_aside(path: Path, now_s: float) -> Path:
         if os.path.lexists(member)
     ]
     _sync_directory(path.parent)
-    return moved[0]
+    return moved[0] if moved else None
 
 
 def _family(path: Path) -> list[Path]:

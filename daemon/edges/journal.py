@@ -1,13 +1,11 @@
-"""Writing the journal: groups that become durable together, packing, pruning."""
+"""Writing the journal: groups that become durable together, and packing."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager, suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from gruard.daemon.edges.checksums import SEALED, keeping, row_checksum
 from gruard.daemon.edges.history import HIGHEST_LSN, Reader
@@ -18,60 +16,25 @@ from gruard.daemon.edges.packs import (
     fieldset_text,
     lsn_list,
     pack_range,
-    record_layout,
     write_record,
 )
+from gruard.daemon.edges.rows import DeviceEntry
 from gruard.daemon.edges.schema import is_damage
-from gruard.daemon.edges.tables import CHECKPOINTS
+from gruard.daemon.edges.tables import CHECKPOINTS, LSN_FLOOR
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from gruard.daemon.edges.rows import StoredReading
+    import numpy as np
 
-#: A device is cut back once it is over its cap by one part in so many: pruning by single readings would
-#: rewrite a pack for each.
-_SLACK: Final = 16
-#: What is over and done with, how much of it is kept, and how the oldest goes: each a bound on the disk.
-_ENDED: Final = (
-    (
-        "SELECT count(*) FROM alerts",
-        10_000,
-        (
-            "DELETE FROM alerts WHERE rowid IN"
-            " (SELECT rowid FROM alerts WHERE resolved_s IS NOT NULL ORDER BY updated_s LIMIT ?)"
-        ),
-    ),
-    (
-        "SELECT count(*) FROM models",
-        1000,
-        (
-            "DELETE FROM models WHERE rowid IN"
-            " (SELECT rowid FROM models WHERE status IN ('retired', 'rejected') ORDER BY created_s LIMIT ?)"
-        ),
-    ),
-)
+    from gruard.daemon.edges.rows import StoredReading
 
 
 def suspect_path(path: Path) -> Path:
     """The mark that a database failed in use, so that the next start looks at it thoroughly."""
     return path.with_name(path.name + ".suspect")
-
-
-class DeviceEntry(NamedTuple):
-    """A row of `devices`."""
-
-    id: int
-    device: str | None  # None: forgotten, its packs wait for pruning
-    fieldset: int
-    first_s: float | None
-    last_s: float | None
-    readings: int  # ever packed
-    packed_rows: int
-    packed_lsn: int
-    next_pack: int
 
 
 class Journal(Reader):
@@ -125,32 +88,6 @@ class Journal(Reader):
                 self._tail.drop(identity, HIGHEST_LSN)
             self._owners.pop(device, None)
 
-    def prune(
-        self,
-        max_rows_per_device: int,
-        keep_from_lsn: int,
-        limit: int,
-        *,
-        max_bytes: int | None = None,  # noqa: ARG002
-        oldest_s: float | None = None,  # noqa: ARG002
-    ) -> int:
-        """Delete at most `limit` stored rows; returns how many, 0 once there is nothing to do.
-
-        First what the journal still holds of packed readings, then each device's oldest readings beyond its
-        cap (looked at once it is over by a sixteenth) and what forgotten devices left, then all but the
-        newest 10,000 alerts and 1,000 models, open and live ones never. A reading thus counts twice on its
-        way out: a steady stream needs a pace of twice its readings. No reading with lsn >= keep_from_lsn
-        goes, nor the newest of all, which tells `next_lsn` after a restart.
-        """
-        with self._whole():
-            cut = min(keep_from_lsn, self.next_lsn - 1)
-            removed = self._trim_journal(cut, limit)
-            for device, excess in self._over_cap(max_rows_per_device):
-                if removed >= limit:
-                    break
-                removed += self._drop_oldest(device, min(excess, limit - removed), cut)
-            return removed + self._drop_ended(limit - removed)
-
     # --- how it is done -------------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
@@ -161,7 +98,7 @@ class Journal(Reader):
         self._tail = Tail()
         self._read_tail()
         newest = self._all("SELECT max(lsn) FROM readings")[0][0]
-        self.next_lsn = (newest or 0) + 1
+        self.next_lsn = max((newest or 0) + 1, int(self.meta(LSN_FLOOR) or 1))
 
     def _catch_up(self) -> None:
         """Nothing to learn: all that is journalled came through here."""
@@ -225,6 +162,10 @@ class Journal(Reader):
                 self._sweep.append((device, due - packed))
             records -= packed
 
+    def _pack_oldest(self, identity: int) -> int:
+        """Pack a device's oldest tail records although the tail is not long; how many left the tail."""
+        return self._pack(identity, PACK_RECORDS)
+
     def _pack(self, identity: int, limit: int) -> int:
         """Copy up to `limit` of a device's oldest tail records into one pack; how many left the tail."""
         lsns = self._tail.lsns.get(identity)
@@ -258,76 +199,6 @@ class Journal(Reader):
             first_s=float(first["time_s"]) if entry.first_s is None else entry.first_s,
             last_s=float(last["time_s"]),
         )
-
-    def _trim_journal(self, cut: int, limit: int) -> int:
-        """Delete up to `limit` journal rows below `cut` that are packed or nobody's."""
-        cut = min(cut, self._tail.oldest(default=cut))
-        if not self._all("SELECT 1 FROM readings WHERE lsn < ? LIMIT 1", (cut,)):
-            return 0
-        sql = (
-            "DELETE FROM readings WHERE lsn IN (SELECT lsn FROM readings WHERE lsn < ? ORDER BY lsn LIMIT ?)"
-        )
-        return self._write(sql, (cut, limit)).rowcount
-
-    def _over_cap(self, cap: int) -> Iterator[tuple[int, int]]:
-        """Device ids and by how many readings each is over its cap; forgotten ones by all they have."""
-        for identity, device, packed in self._all("SELECT id, device, packed_rows FROM devices"):
-            rows = packed + len(self._tail.lsns.get(identity, ()))
-            if device is None:
-                yield identity, HIGHEST_LSN
-            elif rows > cap + cap // _SLACK:
-                yield identity, rows - cap
-
-    def _drop_oldest(self, identity: int, wanted: int, cut: int) -> int:
-        """Delete up to `wanted` of a device's oldest readings below `cut`."""
-        removed = 0
-        while removed < wanted:
-            packs = self._all(
-                "SELECT id, fieldset, body FROM packs WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1",
-                pack_range(identity),
-            )
-            if packs:
-                pack, fieldset, body = packs[0]
-                count = self._shorten(pack, fieldset, body, wanted - removed, cut)
-                if not count:
-                    break
-                removed += count
-            elif not (self._tail.between(identity, 0, cut) and self._pack(identity, PACK_RECORDS)):
-                break
-        if removed:
-            entry = self._entry(identity)
-            self._keep("devices", entry._replace(packed_rows=max(0, entry.packed_rows - removed)))
-        if not packs:
-            self._write("DELETE FROM devices WHERE id = ? AND device IS NULL", (identity,))
-        return removed
-
-    def _drop_ended(self, limit: int) -> int:
-        """Delete up to `limit` of the oldest resolved alerts and replaced models beyond what is kept."""
-        removed = 0
-        for counting, kept, deleting in _ENDED:
-            excess = min(self._all(counting)[0][0] - kept, limit - removed)
-            if excess > 0:
-                removed += self._write(deleting, (excess,)).rowcount
-        return removed
-
-    def _shorten(self, pack: int, fieldset: int, body: object, wanted: int, cut: int) -> int:
-        """Take up to `wanted` of the oldest records below `cut` out of a pack; how many those were."""
-        found = self._fieldset(fieldset)
-        if found is None or not isinstance(body, bytes):  # damaged: nobody can read it
-            self._write("DELETE FROM packs WHERE id = ?", (pack,))
-            return 1
-        layout = record_layout(len(found.fields))
-        lsns = np.frombuffer(body, layout, len(body) // layout.itemsize)["lsn"]
-        count = min(wanted, int(np.searchsorted(lsns, cut)))
-        if count == len(lsns):
-            self._write("DELETE FROM packs WHERE id = ?", (pack,))
-            return max(count, 1)
-        if count:
-            self._write(
-                "UPDATE packs SET first_lsn = ?, body = ? WHERE id = ?",
-                (int(lsns[count]), body[count * layout.itemsize :], pack),
-            )
-        return count
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

@@ -175,6 +175,11 @@ def pack_range(device: int) -> tuple[int, int]:
     return device << _DEVICE_SHIFT, (device + 1 << _DEVICE_SHIFT) - 1
 
 
+def pack_owner(pack: int) -> int:
+    """The device of a pack, by their ids."""
+    return pack >> _DEVICE_SHIFT
+
+
 def lsn_list(lsns: array[int]) -> str:
     """LSNs as one SQL parameter, for json_each."""
     return json.dumps(lsns.tolist())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
 
@@ -105,11 +107,27 @@ class ModelRow:
     activated_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One QoS 1 message that was taken, so that its redelivery is known for what it is."""
+class DeviceEntry(NamedTuple):
+    """A row of `devices`."""
 
-    packet_id: int
-    ordinal: int  # how many messages of the session came before it
-    digest: bytes  # of topic and payload
-    missing: tuple[int, ...] = ()  # which of its readings were not applied yet at the commit
+    id: int
+    device: str | None  # None: forgotten, its packs wait for pruning
+    fieldset: int
+    first_s: float | None
+    last_s: float | None
+    readings: int  # ever packed
+    packed_rows: int
+    packed_lsn: int
+    next_pack: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """What was copied out of a damaged database, and what is known to be lost: table -> rows.
+
+    Of packs and deliveries it is their readings and messages that count. `readings` are lost where an LSN is
+    missing that recovery needs. "unreadable" are entries of unknown tables.
+    """
+
+    rows: Mapping[str, int]
+    lost: Mapping[str, int]

@@ -13,7 +13,8 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from gruard.daemon.edges.checksums import SEALED, keeping, row_checksum
+from gruard.daemon.edges.checksums import SEALED, is_sound, keeping, reading, row_checksum
+from gruard.daemon.edges.pages import log_of
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
                 _check(connection, f"quick_check({table})")
         migrate(connection)
         _check_columns(connection)
+        _check_sealed(connection)
     return connection
 
 
@@ -178,9 +180,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
                 f"The database {path} is of an older gruard: start the daemon once to bring it up to date."
             )
         _check_columns(connection)
-        # Only what has no checksums of its own: checking the readings' pages takes seconds.
-        for table in SEALED:
-            _check(connection, f"quick_check({table})")
+        _check_sealed(connection)
     return connection
 
 
@@ -206,6 +206,21 @@ def _check(connection: sqlite3.Connection, pragma: str) -> None:
         raise DamagedError(verdict)
 
 
+def _check_sealed(connection: sqlite3.Connection) -> None:
+    """Refuse a file with a row, or an entry of an index, that is not what was written.
+
+    These tables are small and everything hangs on them. Readings, packs and checkpoints are not looked at:
+    that takes seconds, and a damaged row of theirs costs only itself.
+    """
+    for table in SEALED:
+        _check(connection, f"integrity_check({table})")
+        if not all(is_sound(table, row) for row in connection.execute(reading(table))):
+            raise DamagedError(f"a row of {table} is damaged")
+    # A number near the highest there is would refuse every further row.
+    if any(not 0 <= number < 1 << 31 for (number,) in connection.execute("SELECT seq FROM sqlite_sequence")):
+        raise DamagedError("a counter of rows is damaged")
+
+
 def _check_columns(connection: sqlite3.Connection) -> None:
     if _columns(connection) != _expected_columns():
         raise DamagedError("its tables are not gruard's")
@@ -216,11 +231,18 @@ def _check_header(path: Path) -> None:
     companions = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     if not path.is_file() or any(file.exists() and not file.is_file() for file in companions):
         raise DamagedError("it is no file")
+    if path.with_name(
+        path.name + "-journal"
+    ).exists():  # nobody of ours writes one, and SQLite would apply it
+        raise DamagedError("a rollback journal lies beside it")
     with path.open("rb") as file:
         head = file.read(20)
     # SQLite's file format, section 1.3: at 18 and 19 the write and the read version; 2 is WAL.
     if head[18:20] != b"\2\2":
         raise DamagedError("its header is not that of a WAL database")
+    # SQLite would take the sound beginning of a log for all of it.
+    if log_of(path).is_damaged:
+        raise DamagedError("its log is damaged in the middle")
 
 
 def _check_identity(connection: sqlite3.Connection) -> int:

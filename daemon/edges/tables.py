@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Checkpoints are written into two tables in turns: a damaged row has an older one behind it.
 CHECKPOINTS: Final = ("checkpoints_0", "checkpoints_1")
 GENERATIONS: Final = (0, 1)
+#: The meta key of the lowest LSN that a salvaged database may give next.
+LSN_FLOOR: Final = "lsn_floor"
 _PAGE: Final = 256  # rows read at a time where no transaction is to be held open
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import tempfile
@@ -136,17 +137,18 @@ level = "debug"
 
 
 def _config(content: bytes) -> None:
-    from gruard.daemon.errors import ConfigError
-    from gruard.daemon.settings import effective, load_traced
+    """Printed as it holds, or refused with status 78 and lines that a terminal can show; never the secret."""
+    from gruard.daemon import cli
 
     path = _folder() / "gruard.toml"
     path.write_bytes(content)
-    try:
-        told = effective(*load_traced(path, {}))
-    except ConfigError as error:
-        told = str(error)
-        assert told, "an error must say something"
-        assert all(line.isprintable() for line in told.split("\n")), told
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = cli.main(["check-config", "-c", str(path)])
+    told = output.getvalue() + errors.getvalue()
+    told.encode()
+    assert status == (cli.BAD_CONFIG if errors.getvalue() else cli.OK)
+    assert all(line.isprintable() for line in errors.getvalue().split("\n")), told
     # Where damage has moved the secret to another key, it is that key's value and may be shown.
     if content.count(SECRET.encode()) == 1 and f'\npassword = "{SECRET}"\n'.encode() in content:
         assert SECRET not in told

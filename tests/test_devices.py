@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support_engine import reading
 
 from gruard.daemon.core.devices import (
     ADOPT_AFTER,
     DISCOVERY,
+    LATENCY_S,
     MOST_CANDIDATES,
+    MOST_MISSING,
+    REMEMBERED,
     RENAMED_AFTER,
+    SLACK_S,
     Device,
     admit_fields,
     admit_time,
+    mark_of,
+    take_sequence,
+    take_time,
 )
 from gruard.daemon.errors import DecodeError
+from gruard.daemon.records import Reading
 
 
 def settled(*fields: str) -> Device:
@@ -189,3 +203,179 @@ def test_admit_fields_foreign_messages_between_do_not_stop_an_adoption() -> None
         if shown is None:
             refusal(device, {"rssi": 1.0})
     assert shown == ("a", "hum")
+
+
+def told(device: Device, one: Reading, *, event_time: bool = True) -> str:
+    """Offer a reading the way the engine does: "taken", "late", or "" for a duplicate."""
+    try:
+        time_s = admit_time(device, one, event_time=event_time)
+    except DecodeError as refused:
+        return refused.reason
+    one = dataclasses.replace(one, time_s=time_s)
+    row = np.array([time_s, *(one.values.get(name, math.nan) for name in device.fields)])
+    if one.sequence is not None:
+        take_sequence(device, one.sequence)
+    take_time(device, one, mark_of(row.tobytes(), one.sequence, event_time=event_time))
+    return "taken"
+
+
+def at(time_s: float, arrived_s: float, value: float = 1.0, sequence: int | None = None) -> Reading:
+    return Reading("d", "plant", time_s, arrived_s, {"a": value}, sequence=sequence)
+
+
+def new() -> Device:
+    return Device("d", "plant", ("a",), count=DISCOVERY)
+
+
+def test_admit_time_future_stamp_does_not_block_what_comes_after_it() -> None:
+    """One stamp 290 s ahead: every later true reading is taken, and none of them twice."""
+    device = new()
+    assert told(device, at(100.0, 100.1)) == "taken"
+    assert told(device, at(391.0, 101.1)) == "taken"
+    later = [at(102.0 + n, 102.1 + n, float(n)) for n in range(400)]
+    assert [told(device, one) for one in later] == ["taken"] * 400
+    assert device.last_s == 501.0
+
+
+def test_admit_time_after_a_step_back_repetitions_are_known() -> None:
+    """The reading that was ahead, and those before it, are duplicates or late when they come again."""
+    device, ahead, before = new(), at(391.0, 101.1, 7.0), at(100.0, 100.1)
+    assert [told(device, one) for one in (before, ahead, at(102.0, 102.1))] == ["taken"] * 3
+    assert told(device, dataclasses.replace(ahead, received_s=103.0)) == ""
+    assert told(device, dataclasses.replace(before, received_s=103.0)) == "late"
+    assert told(device, at(391.0, 391.2, 8.0)) == "taken"  # the moment itself, when it comes
+
+
+def test_admit_time_clock_of_device_and_gateway_set_back_an_hour() -> None:
+    """Where arrivals step back too, the device's time follows at once; repetitions are still known."""
+    device = new()
+    before = [at(10_000.0 + n, 10_000.2 + n, float(n)) for n in range(30)]
+    after = [at(6_450.0 + n, 6_450.2 + n, 100.0 + n) for n in range(30)]
+    assert {told(device, one) for one in before + after} == {"taken"}
+    assert {told(device, dataclasses.replace(one, received_s=6_500.0)) for one in before} == {""}
+
+
+def test_admit_time_device_that_is_always_ahead_keeps_its_order() -> None:
+    """A clock that is 200 s fast makes no old reading young again, but for those that fit the arrival."""
+    device = new()
+    sent = [at(1200.0 + n, 1000.0 + n, float(n)) for n in range(500)]
+    assert {told(device, one) for one in sent} == {"taken"}
+    again = [dataclasses.replace(one, received_s=1500.0) for one in sent]
+    words = [told(device, one) for one in again]
+    assert set(words) <= {"late", "", "taken"}
+    assert words.count("taken") <= LATENCY_S + SLACK_S + 2
+
+
+def test_admit_time_backlog_behind_a_future_stamp_is_taken() -> None:
+    """What was told right after a stamp in the future may arrive hours later."""
+    device = new()
+    assert told(device, at(391.0, 101.1)) == "taken"
+    assert {told(device, at(102.0 + n, 9000.0)) for n in range(100)} == {"taken"}
+
+
+def test_admit_time_recording_knows_no_arrival() -> None:
+    """Where arrival is the event time itself, an earlier row is late however far it lies back."""
+    device = new()
+    assert told(device, at(5000.0, 5000.0)) == "taken"
+    assert told(device, at(100.0, 100.0)) == "late"
+
+
+def test_admit_time_fields_of_no_device_do_not_decide() -> None:
+    """A repetition is known by the device's fields: the journal has no others to decide by again."""
+    device = new()
+    one = Reading("d", "plant", 10.0, 10.5, {"a": 1.0, "stray": 1.0})
+    assert told(device, one) == "taken"
+    assert told(device, dataclasses.replace(one, values={"a": 1.0, "stray": 2.0})) == ""
+
+
+@pytest.mark.parametrize("event_time", [True, False])
+def test_admit_time_sequence_number_again_is_a_duplicate(*, event_time: bool) -> None:
+    """A number that was applied among the last 64 is known, whatever stands beside it."""
+    device = new()
+    for n in range(200):
+        assert told(device, at(n, n + 0.5, 1.0, 1000 + n), event_time=event_time) == "taken"
+    assert told(device, at(199.0, 300.0, 1.0, 1199), event_time=event_time) == ""
+    assert told(device, at(136.0, 300.0, 5.0, 1136), event_time=event_time) == ""
+    assert told(device, at(135.0, 300.0, 5.0, 1135), event_time=event_time) == "late"
+
+
+def test_admit_time_sequence_number_that_was_skipped_is_late() -> None:
+    """An unseen lower number comes too late to be applied, and is not called a duplicate."""
+    device = new()
+    for n in (1, 2, 4):
+        told(device, at(n, n + 0.5, 1.0, 100 + n))
+    assert told(device, at(3.0, 5.0, 1.0, 103)) == "late"
+
+
+def test_admit_time_sequence_decides_about_repetitions_of_a_moment() -> None:
+    """With numbers, the same values at the same time are another reading."""
+    device = new()
+    assert told(device, at(10.0, 10.5, 1.0, 1)) == "taken"
+    assert told(device, at(10.0, 10.6, 1.0, 2)) == "taken"
+    assert told(device, at(10.0, 10.6, 2.0, 3)) == "taken"
+    assert told(device, at(9.0, 10.7, 1.0, 4)) == "late"  # time decides where it stands
+
+
+@pytest.mark.parametrize(("last", "first"), [(10_000, 5_000), (9_000, 0), (70, 0), (255, 3)])
+def test_admit_time_sequence_that_begins_anew_is_taken(last: int, first: int) -> None:
+    """A counter that falls far, or to its beginning, was reset: readings are taken with and without times."""
+    for event_time in (True, False):
+        device = new()
+        for n in range(20):
+            told(device, at(n, n + 0.5, 1.0, last - 19 + n), event_time=event_time)
+        later = [at(100.0 + n, 100.5 + n, 2.0, first + n) for n in range(300)]
+        assert {told(device, one, event_time=event_time) for one in later} == {"taken"}
+
+
+def test_admit_time_sequence_with_a_later_event_time_is_a_new_count() -> None:
+    """Event times tell a device that was restarted after three readings from a repetition."""
+    device = new()
+    assert [told(device, at(n, n + 0.5, 1.0, n)) for n in (1, 2, 3)] == ["taken"] * 3
+    assert [told(device, at(10.0 + n, 10.5 + n, 1.0, n)) for n in (1, 2, 3)] == ["taken"] * 3
+    assert [told(device, at(n, 20.0, 1.0, n)) for n in (1, 2, 3)] == [""] * 3
+
+
+def test_take_sequence_counts_what_is_missing() -> None:
+    """Each number that was skipped counts once; a new count misses nothing."""
+    device = new()
+    assert [take_sequence(device, n) for n in (5, 6, 9, 10, 0, 3)] == [0, 0, 2, 0, None, 2]
+    assert take_sequence(device, 3 + MOST_MISSING) == MOST_MISSING - 1
+    assert take_sequence(device, 2**53) is None  # one wild number is another count, not a loss
+
+
+STEPS = st.sampled_from([0.0, 0.25, 1.0, 5.0, 100.0, 3600.0, -0.5, -2.0, -100.0, -3600.0])
+
+
+@given(
+    steps=st.lists(
+        st.tuples(STEPS, st.sampled_from([0.0, 0.5, 3.0, 200.0, -2.0, -200.0]), st.integers(-70, 40)),
+        min_size=1,
+        max_size=40,
+    ),
+    event_time=st.booleans(),
+    counted=st.booleans(),
+)
+def test_admit_time_no_interleaving_applies_a_reading_twice(
+    steps: list[tuple[float, float, int]], *, event_time: bool, counted: bool
+) -> None:
+    """Clock steps, future and past stamps, counter resets, repetitions of any age: at most once each."""
+    device, now_s, number = new(), 1e6, 100
+    sent: list[Reading] = []
+    taken: list[tuple[float, float, int | None]] = []
+    for step_s, skew_s, pick in steps:
+        now_s += step_s
+        if sent and pick < 0:
+            one = dataclasses.replace(sent[pick % len(sent)], received_s=now_s)
+        else:
+            number = 0 if pick == 40 else number + 1 + max(pick - 35, 0)
+            stamp = now_s + skew_s if event_time else now_s
+            one = at(stamp, now_s, float(len(sent)), number if counted else None)
+            sent.append(one)
+        if not event_time:
+            one = dataclasses.replace(one, time_s=now_s)
+        if told(device, one, event_time=event_time) == "taken":
+            taken.append(((one.time_s if event_time else 0.0), one.values["a"], one.sequence))
+    if event_time or counted:
+        assert len(taken) == len(set(taken))
+    assert device.last_s > -math.inf
+    assert len(device.recent) <= 4 * REMEMBERED

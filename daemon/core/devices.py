@@ -160,9 +160,12 @@ def admit_time(device: Device, reading: Reading, *, event_time: bool) -> float:
         return time_s
     if time_s < last_s and not _clock_went_back(device, reading):
         raise DecodeError("late", f"{last_s - time_s:.3f} s behind")
-    # Behind a clock that went back, times come round again that may have been told before.
-    if time_s <= device.high_s and not counted and _seen(device, reading):
-        raise DecodeError("", "seen before the device's clock went back")
+    if time_s <= device.high_s:
+        # Behind a clock that went back, times come round again that may have been told before.
+        if _seen(device, reading, event_time=True):
+            raise DecodeError("", "seen before the device's clock went back")
+        if time_s > last_s and time_s > reading.received_s + SLACK_S:
+            raise DecodeError("late", "of the time before the device's clock went back")
     return time_s
 
 
@@ -195,9 +198,10 @@ def _clock_went_back(device: Device, reading: Reading) -> bool:
 
 def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> None:
     behind = (device.last_sequence or 0) - (reading.sequence or 0)
-    if behind < 0:
-        return
-    if behind and _counts_anew(device, reading, behind, event_time=event_time):
+    # Where a count began anew, numbers come round again.
+    if (behind > 0 or not event_time) and _seen(device, reading, event_time=event_time):
+        raise DecodeError("", "seen before")
+    if behind < 0 or (behind and _counts_anew(device, reading, behind, event_time=event_time)):
         return
     if behind < REMEMBERED and device.sequences >> behind & 1:
         raise DecodeError("", "sequence number seen before")
@@ -206,27 +210,36 @@ def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> No
 
 def _counts_anew(device: Device, reading: Reading, behind: int, *, event_time: bool) -> bool:
     """Whether a lower number is the beginning of a new count, and not an old reading."""
-    if behind > FAR_BEHIND:
+    if event_time and reading.time_s > device.last_s:
         return True
-    if event_time:
-        return reading.time_s > device.last_s and not _seen(device, reading)
-    return behind >= REMEMBERED and (reading.sequence or 0) < FIRST_NUMBERS
+    return behind > FAR_BEHIND or (behind >= REMEMBERED and (reading.sequence or 0) < FIRST_NUMBERS)
 
 
-def _seen(device: Device, reading: Reading) -> bool:
+def _seen(device: Device, reading: Reading, *, event_time: bool) -> bool:
     missing = float("nan")
     row = [reading.time_s, *(reading.values.get(name, missing) for name in device.fields)]
-    mark = checksum(struct.pack(f"={len(row)}d", *row))
-    return any(device.recent[at : at + 4] == mark for at in range(0, len(device.recent), 4))
+    mark = mark_of(struct.pack(f"={len(row)}d", *row), reading.sequence, event_time=event_time)
+    at = device.recent.find(mark)
+    while at > 0 and at % len(mark):  # found across two places
+        at = device.recent.find(mark, at + 1)
+    return at >= 0
 
 
-def checksum(row: bytes) -> bytes:
-    """Four bytes that stand for a reading; `row` is its time and its values in the order of the fields."""
-    return zlib.crc32(row).to_bytes(4, "big")
+def mark_of(row: bytes, sequence: int | None, *, event_time: bool) -> bytes:
+    """Four bytes by which a reading is known again; none where nothing tells it from another.
+
+    `row`: its time, then its values in the order of the fields (NaN = missing), float64.
+    """
+    if not event_time:
+        if sequence is None:
+            return b""
+        row = row[8:]  # a repetition arrives at another time
+    start = 0 if sequence is None else sequence + 1
+    return zlib.crc32(row, start & 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def take_time(device: Device, reading: Reading, mark: bytes) -> None:
-    """Move a device's time axis to a reading that was admitted; `mark` is its checksum, if it has one."""
+    """Move a device's time axis to a reading that was admitted; `mark` is that of `mark_of`."""
     time_s = reading.time_s
     if time_s == device.last_s:
         device.last_values = {**device.last_values, **reading.values}

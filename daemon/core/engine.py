@@ -25,7 +25,7 @@ from gruard.daemon.core.devices import (
     Device,
     admit_fields,
     admit_time,
-    checksum,
+    mark_of,
     take_sequence,
     take_time,
 )
@@ -167,7 +167,7 @@ class Engine:
         for n, ((device, reading), row, score, threshold, onset, phase, alarm) in enumerate(found):
             if reading.sequence is not None:
                 self._count(device, reading.sequence, events)
-            take_time(device, reading, checksum(row.tobytes()) if timed else b"")
+            take_time(device, reading, mark_of(row.tobytes(), reading.sequence, event_time=timed))
             device.count += 1
             device.phase = PHASE_NAMES[phase]
             events.append(

@@ -9,21 +9,28 @@ with Shim(folder, directory) as shim:
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from contextlib import contextmanager, suppress
 from enum import IntFlag
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import pytest
+from support_engine import plant_rows
+
+from gruard.daemon.edges.broker import Publisher
+from gruard.daemon.edges.database import open_readonly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from support_daemon import Daemon
 
@@ -276,3 +283,59 @@ class ServiceManager:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+
+class Load:
+    """Devices that publish in turn until the block ends, and what they sent: device -> event times."""
+
+    def __init__(self, port: int, *, per_second: float = 200.0, devices: int = 4) -> None:
+        self._port, self._gap_s = port, 1 / per_second
+        self.sent: dict[str, list[float]] = {f"pump-{n}": [] for n in range(devices)}
+        self._values = plant_rows(4096)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._error: BaseException | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(len(times) for times in self.sent.values())
+
+    def stop(self) -> None:
+        """Publish no more; returns once the broker has everything."""
+        self._ended.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            with Publisher("127.0.0.1", self._port, "load") as publisher:
+                due_s = time.monotonic()
+                for n in count():
+                    device = f"pump-{n % len(self.sent)}"
+                    row = self._values[n // len(self.sent) % len(self._values)]
+                    fields = {f"f{k}": float(v) for k, v in enumerate(row)}
+                    now_s = time.time()
+                    publisher.publish(f"plant/{device}", json.dumps({"ts": now_s, **fields}).encode(), qos=1)
+                    self.sent[device].append(now_s)
+                    due_s += self._gap_s
+                    if self._ended.wait(due_s - time.monotonic()):
+                        break
+                publisher.wait_all(30)
+        except BaseException as error:  # noqa: BLE001 - raised again where the thread is joined
+            self._error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def journalled(directory: Path, devices: Iterable[str]) -> dict[str, list[float]]:
+    """The event times of each device's stored readings, in the order in which they were taken."""
+    fields = tuple(f"f{k}" for k in range(3))
+    with open_readonly(directory) as reader:
+        return {device: reader.history(device, fields, 1_000_000).time_s.tolist() for device in devices}

@@ -1,0 +1,207 @@
+"""The disk refuses, fills up, stalls or goes away under a running daemon: nothing lost or twice, no silence.
+
+GRUARD_TORTURE_EVERY=1 fails every single operation instead of a sample, and repeats each story ten times.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from support_daemon import CONFIG, Daemon
+from support_mqtt import Mosquitto, Subscriber, wait_until
+from support_shim import NEVER, Kind, Load, ServiceManager, Shim, fill, journalled, running, small_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+ALL = os.environ.get("GRUARD_TORTURE_EVERY") == "1"
+
+#: Longest time until trouble shows, and until all is well once its cause is gone.
+PROMPT_S = 5.0
+WATCHDOG_S = 10.0
+
+
+@pytest.fixture(params=range(10 if ALL else 1))
+def _turn() -> None:
+    """Tells a story once, or ten times."""
+
+
+repeated = pytest.mark.usefixtures("_turn")
+
+
+class Site:
+    """A broker, a daemon under the shim and a stand-in for systemd; the state is kept at `state`."""
+
+    def __init__(self, folder: Path, state: Path) -> None:
+        self.broker = Mosquitto(folder, ["max_queued_messages 100000"])
+        config = CONFIG.replace("{state}", str(state)).replace("[mqtt]", "[mqtt]\nkeepalive_s = 5")
+        self.daemon = Daemon(folder, self.broker.port, config=config + '[train]\nevery = "off"\n')
+        self.daemon.state = state
+        self.shim = Shim(folder, state)
+        self.manager = ServiceManager(folder, WATCHDOG_S)
+
+    def reasons(self) -> str:
+        """Why the daemon is not ready; empty when it is, and when it does not answer."""
+        status, body = self.daemon.get("/readyz")
+        return " ".join(json.loads(body)["reasons"]) if status == 503 else ""
+
+    def waits(self, condition: Callable[[], object], timeout_s: float = PROMPT_S) -> bool:
+        """Whether it came true in time, while the watchdog's messages are noted."""
+
+        def true() -> bool:
+            self.manager.listen()
+            return bool(condition())
+
+        return wait_until(true, timeout_s)
+
+    def ready(self) -> bool:
+        return self.daemon.get("/readyz")[0] == 200
+
+    def rests(self, seconds: float) -> None:
+        self.waits(lambda: False, seconds)
+
+    def has_all_of(self, load: Load) -> bool:
+        """Whether everything sent was taken, once and in order; ends the load."""
+        load.stop()
+        self.waits(lambda: journalled(self.daemon.state, load.sent) == load.sent, 60)
+        assert journalled(self.daemon.state, load.sent) == load.sent, self.daemon.log()[-5000:]
+        return True
+
+
+@contextmanager
+def site(folder: Path, state: Path) -> Iterator[Site]:
+    made = Site(folder, state)
+    with (
+        made.shim,
+        made.manager,
+        made.broker,
+        running(made.daemon, made.shim.environ, made.manager.environ),
+    ):
+        made.manager.begin()
+        yield made
+
+
+def health_told(lines: list[str]) -> list[list[str]]:
+    """The reasons in each message on the health topic."""
+    return [json.loads(line)["reasons"] for line in lines]
+
+
+def endures(
+    here: Site, break_: Callable[[], object], mend: Callable[[], object], lasting_s: float = 5.0
+) -> str:
+    """Break something under load and mend it: trouble shows, nothing is taken meanwhile, all is well after.
+
+    Returns what /readyz gave as the reason.
+    """
+    pid = here.daemon.pid
+    with (
+        Subscriber(here.broker.port, "gruard/health", "%p") as health,
+        Load(here.broker.port) as load,
+    ):
+        here.rests(1.5)
+        break_()
+        assert here.waits(here.reasons, PROMPT_S), here.daemon.log()[-5000:]
+        reason = here.reasons()
+        assert here.waits(lambda: any(health_told(health.lines)), PROMPT_S), health.lines
+        scored = here.daemon.metric('gruard_readings_total{result="scored"}')
+        here.rests(lasting_s)
+        # What fits in the window of the broker and one batch, and no more: the rest waits there.
+        assert here.daemon.metric('gruard_readings_total{result="scored"}') - scored < 1000
+        assert here.reasons(), here.daemon.log()[-5000:]
+        mend()
+        assert here.waits(here.ready, PROMPT_S), here.reasons() + here.daemon.log()[-5000:]
+        assert here.waits(lambda: not health_told(health.lines)[-1], PROMPT_S), health.lines
+        assert here.has_all_of(load)
+    assert here.daemon.pid == pid
+    assert here.daemon.alive
+    assert here.manager.longest_gap_s < WATCHDOG_S
+    assert here.daemon.metric("gruard_mqtt_reconnects_total") == 0
+    assert "Traceback" not in here.daemon.log()
+    return reason
+
+
+@repeated
+@pytest.mark.parametrize("megabytes", [4, 12])
+@pytest.mark.broker
+@pytest.mark.slow
+def test_disk_full_daemon_waits_and_goes_on_once_there_is_room(tmp_path: Path, megabytes: int) -> None:
+    """A full disk is told, not suffered in silence, and costs no reading."""
+    with small_disk(tmp_path / "disk", megabytes) as disk, site(tmp_path, disk / "state") as here:
+        ballast = disk / "ballast"
+        reason = endures(here, lambda: fill(ballast), ballast.unlink)
+    assert "full" in reason
+
+
+@repeated
+@pytest.mark.broker
+@pytest.mark.slow
+def test_disk_full_killed_meanwhile_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    """What a daemon took while the disk was full is either on it or comes again from the broker."""
+    with (
+        small_disk(tmp_path / "disk", 8) as disk,
+        site(tmp_path, disk / "state") as here,
+        Load(here.broker.port) as load,
+    ):
+        here.rests(1.5)
+        fill(disk / "ballast")
+        assert here.waits(here.reasons), here.daemon.log()[-5000:]
+        here.rests(1.0)
+        here.daemon.stop(signal.SIGKILL)
+        (disk / "ballast").unlink()
+        here.daemon.start(environ=here.shim.environ | here.manager.environ)
+        assert here.has_all_of(load)
+
+
+@repeated
+@pytest.mark.parametrize("fault", [errno.EROFS, errno.EIO], ids=["read-only", "broken"])
+@pytest.mark.broker
+@pytest.mark.slow
+def test_disk_refuses_every_change_daemon_waits_and_goes_on_after(tmp_path: Path, fault: int) -> None:
+    """A file system that turned read-only, as Linux does after an error, is told and costs no reading."""
+    with site(tmp_path, tmp_path / "state") as here:
+        endures(here, lambda: here.shim.arm(Kind.ANY, 1, NEVER, fault), here.shim.disarm)
+
+
+@repeated
+@pytest.mark.broker
+@pytest.mark.slow
+def test_state_directory_renamed_away_is_noticed_and_taken_up_again(tmp_path: Path) -> None:
+    """Nothing goes on being acknowledged into a directory that the next start would not find."""
+    state, away = tmp_path / "state", tmp_path / "away"
+    with site(tmp_path, state) as here:
+        counts = []
+
+        def mend() -> None:
+            counts.append(sum(map(len, journalled(away, [f"pump-{n}" for n in range(4)]).values())))
+            here.rests(1.0)
+            counts.append(sum(map(len, journalled(away, [f"pump-{n}" for n in range(4)]).values())))
+            away.rename(state)
+
+        reason = endures(here, lambda: state.rename(away), mend)
+    assert str(state) in reason
+    assert counts[0] == counts[1]
+    assert not away.exists()
+
+
+@pytest.mark.parametrize("delay_s", [0.01, 0.2, 2.0])
+@pytest.mark.broker
+@pytest.mark.slow
+def test_disk_slow_holds_the_broker_back_and_loses_nothing(tmp_path: Path, delay_s: float) -> None:
+    """Each sync takes longer for 20 s: the connection stands, the watchdog is fed, nothing is lost."""
+    with site(tmp_path, tmp_path / "state") as here, Load(here.broker.port) as load:
+        here.rests(1.0)
+        here.shim.sync_delay_s = delay_s
+        here.rests(20.0)
+        here.shim.sync_delay_s = 0.0
+        assert here.has_all_of(load)
+        assert here.daemon.metric("gruard_mqtt_reconnects_total") == 0
+        assert here.daemon.metric('gruard_readings_total{result="shed"}') == 0
+        assert here.manager.longest_gap_s < WATCHDOG_S
+        assert here.waits(here.ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import dataclasses
 import json
 import os
@@ -127,6 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from gruard.daemon.service import Service  # noqa: PLC0415 - see the module docstring
 
     logs.configure(settings.log.level, settings.log.format, sys.stderr, os.environ)
+    faulthandler.enable()  # the watchdog ends a stuck worker with SIGABRT: where it was is worth a line
     return Service(settings, os.environ).run()
 
 

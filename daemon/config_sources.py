@@ -18,6 +18,9 @@ from gruard.daemon.errors import ConfigError
 
 PREFIX = "GRUARD_"
 
+#: Has our prefix and is no setting: where a torture test kills the daemon (gruard.daemon.edges.failpoints).
+FAILPOINT = "GRUARD_FAILPOINT"
+
 #: Stands for "no such key" where None may be a value.
 ABSENT = object()
 
@@ -171,7 +174,7 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> lis
     is_kubernetes = "KUBERNETES_SERVICE_HOST" in environ
     problems = []
     for name in environ:
-        if not name.startswith(PREFIX) or name in names or (is_kubernetes and _SERVICE_LINK.fullmatch(name)):
+        if not name.startswith(PREFIX) or name in {*names, FAILPOINT} or (is_kubernetes and _SERVICE_LINK.fullmatch(name)):
             continue
         guess = closest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in names))
         sentence = "unknown variable" + (f", did you mean {PREFIX}{guess}?" if guess else "")

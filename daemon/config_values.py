@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: What the daemon publishes (and `cmd`, what it listens to) below the alert base; "#" stands for any levels.
-OUTPUT_LEVELS = (("status",), ("info",), ("alerts", "#"), ("state", "#"), ("cmd", "#"))
+OUTPUT_LEVELS = (("status",), ("info",), ("health",), ("alerts", "#"), ("state", "#"), ("cmd", "#"))
 
 
 def parse_duration(value: object, least_s: float = 0.0) -> float:

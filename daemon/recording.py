@@ -70,7 +70,8 @@ class Recording:
             ConfigError: the file is not text to its end.
         """
         layout = self.layout
-        decode = DECODERS["json"](replace(self.source, time=layout.time))
+        sequence = self.source.sequence if self.source.sequence in layout.columns else None
+        decode = DECODERS["json"](replace(self.source, time=layout.time, sequence=sequence))
         skipped = {layout.device}
         with self.path.open(newline="", encoding="utf-8-sig") as lines:
             rows = csv.reader(lines, delimiter=layout.delimiter)
@@ -87,7 +88,15 @@ class Recording:
                 counted_s = START_S + STEP_S * number
                 times = [counted_s if sample.time_s is None else sample.time_s for sample in samples]
                 readings = [
-                    Reading(device, self.source.name, time_s, time_s, sample.values, sample.issues)
+                    Reading(
+                        device,
+                        self.source.name,
+                        time_s,
+                        time_s,
+                        sample.values,
+                        sample.issues,
+                        sequence=sample.sequence,
+                    )
                     for time_s, sample in zip(times, samples, strict=True)
                 ]
                 yield Row(rows.line_num, cells, tuple(readings))

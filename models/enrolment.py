@@ -16,6 +16,7 @@ import numpy as np
 
 from gruard.models import alarm, baseline_lines, calibration, evidence, judge, linear, memory, onset
 from gruard.models.arena import fresh
+from gruard.models.errors import ModelError
 from gruard.models.history import align, blank, mean_error, rows_to_use
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ MAY_LOSE = 2.5
 #: fifty readings of a machine that switches once a minute have not seen all it does, and a false alarm on
 #: the first evening is never forgiven.
 UNSEEN = 100.0
+#: What a round may have fixed for a device lies within: readings end at 1e15, and scales begin far above.
+SMALLEST_FIT, LARGEST_FIT = 1e-12, 1e16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +55,45 @@ class Fitted:
 
 
 def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Fitted]:
-    """What a package's tensors fix for each device: the inverse of what `train` stored."""
+    """What a package's tensors fix for each device: the inverse of what `train` stored.
+
+    Raises:
+        ModelError: one of them is absent, of another shape, or holds a number that no round could find.
+    """
+    precision = tensors.get("precision")
+    if precision is None or precision.ndim != 3:
+        raise ModelError("tensor precision is missing or no stack of matrices")
+    lines, fields, _ = precision.shape
+    per_field, per_scale = (fields,), (lines, len(evidence.SCALES))
+    found = {
+        "location": _device_tensor(tensors, "location", (len(names), *per_field), -LARGEST_FIT, LARGEST_FIT),
+        "scale": _device_tensor(tensors, "scale", (len(names), *per_field), SMALLEST_FIT, LARGEST_FIT),
+        "median": _device_tensor(tensors, "median", (len(names), *per_scale), 0.0, LARGEST_FIT),
+        "quantile": _device_tensor(tensors, "quantile", (len(names), *per_scale), 0.0, LARGEST_FIT),
+        "level": _device_tensor(tensors, "level", (len(names),), SMALLEST_FIT, LARGEST_FIT),
+        "skill": _device_tensor(tensors, "skill", (len(names),), -LARGEST_FIT, 1.0),
+    }
     return {
         name: Fitted(
-            tensors["device.location"][n],
-            tensors["device.scale"][n],
-            tensors["device.median"][n],
-            tensors["device.quantile"][n],
-            float(tensors["device.level"][n]),
-            float(tensors["device.skill"][n]),
+            found["location"][n],
+            found["scale"][n],
+            found["median"][n],
+            found["quantile"][n],
+            float(found["level"][n]),
+            float(found["skill"][n]),
         )
         for n, name in enumerate(names)
     }
+
+
+def _device_tensor(
+    tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...], low: float, high: float
+) -> NDArray[Any]:
+    tensor = tensors.get(f"device.{name}")
+    # Written so that NaN fails.
+    if tensor is None or tensor.shape != shape or not ((tensor >= low) & (tensor <= high)).all():
+        raise ModelError(f"tensor device.{name} is not an array of shape {shape} from {low:g} to {high:g}")
+    return tensor
 
 
 def enrol(

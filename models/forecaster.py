@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gruard.models import clock, linear
-from gruard.models.cells import Network, NetworkConfig, finite_rows, repair
+from gruard.models.cells import MAX_MAGNITUDE, Network, NetworkConfig, finite_rows, repair
 from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ class Forecaster:
             shapes["var.clock"] = (self.clock_columns, width)
         for name, shape in shapes.items():
             found = tensors.get(name)
-            if found is None or found.shape != shape or not np.isfinite(found).all():
-                raise ModelError(f"tensor {name} is not a finite array of shape {shape}")
+            # Written so that NaN fails.
+            if found is None or found.shape != shape or not (np.abs(found) <= MAX_MAGNITUDE).all():
+                raise ModelError(f"tensor {name} is not an array of shape {shape} within {MAX_MAGNITUDE:g}")
         self.fields = fields
         self.state_width = config.state_width
         weights = tensors["var.weights"].astype(np.float32)

@@ -34,7 +34,10 @@ class Line:
 
     def status(self) -> BrokerStatus:
         return BrokerStatus(
-            self.connected, self.generation, "5", True, None, (), 0, 0, 0, 100, len(self.open), None, True
+            self.connected,
+            self.generation,
+            *("5", True, None, (), 0, 0, 0, 100, len(self.open), None, True),
+            turned_s=0.0,
         )
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, **_: object) -> int | None:
@@ -104,10 +107,10 @@ def test_send_alert_waits_for_the_commit(pipeline: Pipeline) -> None:
     line = Line()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     fault(pipeline)
-    announcer.send(0.0, committed=False)
+    announcer.send(0.0)
     assert line.alerts() == []
     pipeline.commit()
-    announcer.send(0.0, committed=True)
+    announcer.send(0.0)
     assert line.alerts()[0]["state"] == "opened"
 
 
@@ -117,13 +120,15 @@ def test_send_alert_stays_in_the_outbox_until_it_is_acknowledged(pipeline: Pipel
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     fault(pipeline)
     pipeline.commit()
-    announcer.send(0.0, committed=True)
+    announcer.send(0.0)
     waiting = pipeline.database.outbox_pending()
     assert waiting == len(line.alerts()) > 0
-    announcer.send(0.1, committed=True)
+    announcer.send(0.1)
     assert len(line.alerts()) == waiting, "not repeated while it is on its way"
     line.confirm_all()
-    assert announcer.send(0.2, committed=True), "the database was changed and wants a commit"
+    announcer.send(0.2)
+    assert pipeline.pending.outbox == 0
+    pipeline.commit()
     assert pipeline.database.outbox_pending() == 0
 
 
@@ -133,10 +138,10 @@ def test_send_alert_is_repeated_under_its_id_after_a_cut(pipeline: Pipeline) -> 
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     fault(pipeline)
     pipeline.commit()
-    announcer.send(0.0, committed=True)
+    announcer.send(0.0)
     first = line.alerts()
     line.cut()
-    announcer.send(1.0, committed=True)
+    announcer.send(1.0)
     assert line.alerts() == first + first
 
 
@@ -145,7 +150,7 @@ def test_send_alert_outlives_the_process(pipeline: Pipeline) -> None:
     fault(pipeline)
     pipeline.commit()
     fresh = Line()
-    Announcer(fresh, pipeline, "gruard", lambda: 0.0).send(0.0, committed=True)  # type: ignore[arg-type]
+    Announcer(fresh, pipeline, "gruard", lambda: 0.0).send(0.0)  # type: ignore[arg-type]
     assert fresh.alerts()[0]["state"] == "opened"
 
 
@@ -158,10 +163,10 @@ def test_send_more_alerts_than_the_broker_takes_at_once(pipeline: Pipeline) -> N
         fault(pipeline, device)
     pipeline.commit()
     total = pipeline.database.outbox_pending()
-    for turn in range(3 * total + 6):
-        announcer.alert_waits()
-        announcer.send(float(turn), committed=True)
+    for turn in range(total + 2):
+        announcer.send(float(turn))
         line.confirm_all()
+        pipeline.commit()
     assert pipeline.database.outbox_pending() == 0
     assert len(line.alerts()) == total >= 3
     opened = [alert["device"] for alert in line.alerts() if alert["state"] == "opened"]
@@ -175,7 +180,9 @@ def test_send_alert_too_large_for_the_broker_does_not_block_the_others(pipeline:
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     fault(pipeline)
     pipeline.commit()
-    assert announcer.send(0.0, committed=True)
+    announcer.send(0.0)
+    assert pipeline.pending.outbox == 0
+    pipeline.commit()
     assert pipeline.database.outbox_pending() == 0
 
 
@@ -189,7 +196,7 @@ def test_send_states_at_once_on_change_and_seldom_otherwise(pipeline: Pipeline) 
         for event in run(pipeline, readings):
             if isinstance(event, Scored):
                 announcer.scored(event)
-        announcer.send(now, committed=False)
+        announcer.send(now)
         return sum("/state/" in topic for topic, _ in line.sent) - before
 
     readings = readings_of("a", plant_rows(60))
@@ -204,9 +211,9 @@ def test_send_says_who_we_are_once_per_connection(pipeline: Pipeline) -> None:
     line = Line()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     for turn in range(3):
-        announcer.send(float(turn), committed=True)
+        announcer.send(float(turn))
     line.cut()
-    announcer.send(3.0, committed=True)
+    announcer.send(3.0)
     words = [body for topic, body in line.sent if topic == "gruard/status"]
     assert words == [b"online", b"online"]
     announcer.say_goodbye()
@@ -220,7 +227,7 @@ def test_send_without_connection_does_nothing(pipeline: Pipeline) -> None:
     fault(pipeline)
     pipeline.commit()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
-    assert not announcer.send(0.0, committed=True)
+    announcer.send(0.0)
     assert line.sent == []
     assert pipeline.database.outbox_pending() > 0
 
@@ -229,14 +236,48 @@ def test_send_state_that_found_no_room_is_told_later(pipeline: Pipeline) -> None
     """A retained state that the broker edge did not take stays due; one that is too large stops nothing."""
     line = Line()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
-    announcer.send(0.0, committed=True)
+    announcer.send(0.0)
     for event in run(pipeline, readings_of("a", plant_rows(5))):
         if isinstance(event, Scored):
             announcer.scored(event)
     taken, line.publish = line.publish, lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    announcer.send(1.0, committed=True)
+    announcer.send(1.0)
     line.publish = taken  # type: ignore[method-assign]
-    announcer.send(2.0, committed=True)
+    announcer.send(2.0)
     assert [topic for topic, _ in line.sent if "/state/" in topic] == ["gruard/state/a"]
     line.largest = 10
-    announcer.send(100.0, committed=True)
+    announcer.send(100.0)
+
+
+def test_health_is_told_on_change_and_to_every_new_connection(pipeline: Pipeline) -> None:
+    """Why the daemon is not ready stands on a retained topic, and that it is well again."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+
+    def told() -> list[list[str]]:
+        return [json.loads(body)["reasons"] for topic, body in line.sent if topic == "gruard/health"]
+
+    announcer.send(0.0)
+    announcer.health(["disk: no room"])
+    announcer.send(1.0)
+    announcer.health(["disk: no room"])
+    announcer.send(2.0)
+    line.cut()
+    announcer.send(3.0)
+    announcer.health([])
+    announcer.send(4.0)
+    assert told() == [[], ["disk: no room"], ["disk: no room"], []]
+
+
+def test_removed_device_takes_its_retained_state_along(pipeline: Pipeline) -> None:
+    """An empty retained message deletes what the broker kept of a device that made room for another."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    for event in run(pipeline, readings_of("a", plant_rows(5))):
+        if isinstance(event, Scored):
+            announcer.scored(event)
+    announcer.send(0.0)
+    announcer.removed("a")
+    announcer.removed("b")
+    assert [body for topic, body in line.sent if topic == "gruard/state/a"][1:] == [b""]
+    assert not [topic for topic, _ in line.sent if topic == "gruard/state/b"]

@@ -162,6 +162,11 @@ class _TlsSocket(ssl.SSLSocket):
             raise
 
 
+def _no_pass_phrase() -> str:
+    """Nobody is there to type one: OpenSSL would ask at the terminal and wait."""
+    return ""
+
+
 def tls_context(options: TlsOptions, dialler: Dialler) -> ssl.SSLContext:
     """TLS 1.2 or newer. Certificates are read anew for every connection: renewed ones are picked up.
 
@@ -171,7 +176,7 @@ def tls_context(options: TlsOptions, dialler: Dialler) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=options.ca_file)
         if options.cert_file is not None:
-            context.load_cert_chain(options.cert_file, options.key_file)
+            context.load_cert_chain(options.cert_file, options.key_file, password=_no_pass_phrase)
     except OSError as error:
         files = ", ".join(name for name in (options.ca_file, options.cert_file, options.key_file) if name)
         raise BrokerError(f"the certificates cannot be read ({cause(error)}: {files})") from error

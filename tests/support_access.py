@@ -38,10 +38,12 @@ def shipped_broker(
     without: Iterable[str] = (),
     more: Iterable[str] = (),
     passwords: Mapping[str, str] | None = None,
+    tls: Mapping[str, str] | None = None,
 ) -> Mosquitto:
     """mosquitto with the shipped configuration; only its paths, its port and its log are the test's own.
 
-    `without` are lines of the configuration to leave out, `more` are added; `passwords` replaces users'.
+    `without` are lines of the configuration to leave out, `more` are added; `passwords` replaces users';
+    `tls` are the files of the listener with TLS, which takes the place of the other.
     """
     skip_without_mosquitto()
     known = folder / "gruard.passwd"
@@ -67,6 +69,12 @@ def shipped_broker(
     for shipped in ours:
         assert lines.count(shipped) == 1, shipped
     kept = [ours.get(line, line) for line in lines]
+    if tls is not None:
+        for key in ("cafile", "certfile", "keyfile"):
+            assert text.count(f"\n#{key} ") == 1
+        kept += [f"{key} {path}" for key, path in tls.items()]
+        assert "\n#tls_version tlsv1.2\n#use_username_as_clientid true\n" in text
+        kept.append("tls_version tlsv1.2")
     return Mosquitto(folder, [*(line for line in kept if line), *more])
 
 
@@ -86,6 +94,10 @@ class Client:
 
     def _hear(self, _client: mqtt.Client, _: Any, message: mqtt.MQTTMessage) -> None:
         self.received.append((message.topic, message.payload.decode()))
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected()
 
     def subscribe(self, topic: str) -> None:
         """Return once the broker has answered; all it sent before has then arrived."""

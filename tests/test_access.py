@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from support_access import ACCESS, USERS, WITNESS, login, may_read, may_write, password_of, shipped_broker
+from support_access import (
+    ACCESS,
+    USERS,
+    WITNESS,
+    Client,
+    login,
+    may_read,
+    may_write,
+    password_of,
+    shipped_broker,
+)
 from support_daemon import Daemon
-from support_mqtt import HOST, Mosquitto, Subscriber, publish, wait_until
+from support_mqtt import HOST, Certificates, Mosquitto, Subscriber, publish, wait_until
 
 from gruard.daemon.config_values import OUTPUT_LEVELS
 
@@ -160,6 +171,40 @@ def test_client_ids_are_what_keeps_sessions_apart(tmp_path: Path) -> None:
         publish(broker.port, "sensors/press-1", "one", options=login("press-1"))
         publish(broker.port, "sensors/press-2", "two", options=[*login("press-2"), "-i", "gruard"])
         assert waiting(broker.port, "-W", "2") == []
+
+
+def test_a_key_that_is_taken_back_ends_its_connection(broker: Mosquitto, tmp_path: Path) -> None:
+    """After a reload a deleted user is thrown out and not let in again; the others stay."""
+    with Client(broker.port, "press-1") as thief, Client(broker.port, "operator") as operator:
+        subprocess.run(["mosquitto_passwd", "-D", str(tmp_path / "gruard.passwd"), "press-1"], check=True)
+        broker.signal(signal.SIGHUP)
+        assert wait_until(lambda: not thief.connected)
+        assert operator.connected
+    with pytest.raises(subprocess.CalledProcessError):
+        publish(broker.port, "sensors/press-1", "again", options=login("press-1"))
+
+
+def test_listener_with_tls_carries_the_daemon(tmp_path: Path) -> None:
+    """The lines for TLS work as they stand: over TLS the daemon and devices come in, in the clear nobody."""
+    made = Certificates(tmp_path)
+    certificate, key = made.issue("broker", "IP:127.0.0.1")
+    files = {"cafile": made.authority, "certfile": certificate, "keyfile": key}
+    config = CONFIG.replace("[[sources]]", f'[mqtt.tls]\nca_file = "{made.authority}"\n[[sources]]')
+    with (
+        shipped_broker(tmp_path, tls=files) as broker,
+        Daemon(tmp_path, broker.port, config=config) as daemon,
+    ):
+        publish(
+            broker.port,
+            "sensors/press-1",
+            '{"a": 1}',
+            options=[*login("press-1"), "--cafile", made.authority],
+        )
+        assert daemon.settled(1)
+        assert daemon.metric("gruard_mqtt_tls_insecure") == 0
+        with pytest.raises(subprocess.CalledProcessError):
+            publish(broker.port, "sensors/press-1", '{"a": 2}', options=login("press-1"))
+        assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("options", [[], ["-u", "gruard", "-P", "wrong"], ["-u", "nobody", "-P", "x"]])

@@ -60,12 +60,17 @@ class Mosquitto:
     """Debian's broker on one loopback port, in one folder; keeps both over stop, kill and start.
 
     `lines` are further configuration lines. Without a line that begins with `listener`, one is made for
-    `port`, open to anonymous clients unless the lines say otherwise.
+    `port`, open to anonymous clients unless the lines say otherwise. `within` is a command that runs it
+    somewhere else, where it has the address `host`.
     """
 
-    def __init__(self, folder: Path, lines: Iterable[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, lines: Iterable[str] = (), *, host: str = HOST, within: Iterable[str] = ()
+    ) -> None:
         skip_without_mosquitto()
+        self.host = host
         self.port = free_port()
+        self._within = list(within)
         self._config = folder / "mosquitto.conf"
         self._log = folder / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,7 +79,7 @@ class Mosquitto:
     def configure(self, lines: Iterable[str]) -> None:
         """Replace the configuration lines; takes effect at the next start."""
         given = list(lines)
-        head = [f"listener {self.port} {HOST}", f"persistence_location {self._config.parent}/"]
+        head = [f"listener {self.port} {self.host}", f"persistence_location {self._config.parent}/"]
         if not any(line.startswith("allow_anonymous") for line in given):
             head.append("allow_anonymous true")
         if not any(line.startswith("user ") for line in given):
@@ -85,6 +90,7 @@ class Mosquitto:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._within,
                     _find("mosquitto") or "mosquitto",
                     "-c",
                     str(self._config),
@@ -120,7 +126,7 @@ class Mosquitto:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
-        with suppress(OSError), socket.create_connection((HOST, self.port), 1):
+        with suppress(OSError), socket.create_connection((self.host, self.port), 1):
             return True
         return False
 

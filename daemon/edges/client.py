@@ -44,6 +44,10 @@ class Client(mqtt.Client):
         self._send_pingreq()
         self._ping_t = 0.0
 
+    def keep_alive_within(self, longest_s: int) -> None:
+        """Ping after so many seconds of silence, though the broker may ask for fewer pings, or for none."""
+        self._keepalive = min(self._keepalive or longest_s, longest_s)
+
     def ask_for(self, wanted: list[tuple[str, int]]) -> int | None:
         """Subscribe to (topic filter, QoS) pairs; returns the packet id, None when the connection has ended.
 

@@ -17,19 +17,29 @@ import sys
 import threading
 import uuid
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pytest
 from support_access import login, shipped_broker
 from support_daemon import Daemon
+from support_engine import plant_rows
 from support_mqtt import Certificates, Mosquitto, Subscriber, free_port, publish, set_password, wait_until
 from test_trainer import request
 
-from gruard.daemon.edges import trainer
+from gruard.daemon import training_round
+from gruard.daemon.edges import dial, trainer
+from gruard.daemon.edges.link import BrokerOptions, TlsOptions
+from gruard.models import weights
+from gruard.models.forecaster import Forecaster
+from gruard.models.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gruard.models.training.candidate import Candidate
 
 CONFIG = """
 version = 1
@@ -347,6 +357,77 @@ def test_training_child_gets_nothing_in_confidence(tmp_path: Path, monkeypatch: 
     assert confidential.keys() & environment.keys() == set()
     assert environment["LANG"] == "C.UTF-8"
     assert environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_candidate_worse_than_the_live_model_does_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-back readings decide: as good or a little worse is fresh, more is refused with both figures."""
+    rows = plant_rows(400)
+    history = History(np.arange(400.0), rows, np.ones(400, bool))
+    fields = tuple(f"f{n}" for n in range(rows.shape[1]))
+    monkeypatch.setattr(training_round, "_histories", lambda _: {"a": history})
+    monkeypatch.setattr(training_round, "_cleaned", lambda histories, _: (histories, 0))
+    trained: list[Candidate] = []
+    real = training_round.train
+
+    def train_once(*given: Any, **options: Any) -> Candidate:
+        trained.append(real(*given, **options))
+        return trained[0]
+
+    monkeypatch.setattr(training_round, "train", train_once)
+    first = training_round.run_round(request(tmp_path, fields=fields, hidden=4))
+    assert first.result == "promoted"
+    live = training_round._held_back_error([history], forecaster(tmp_path / "models", first.model))
+    for worse, result in ((1.0, "promoted"), (1.01, "promoted"), (1.03, "rejected")):
+        candidate = replace(trained[0], held_back_error=worse * live)
+        monkeypatch.setattr(training_round, "train", lambda *_, answer=candidate, **__: answer)
+        again = training_round.run_round(request(tmp_path, fields=fields, hidden=4, parent=first.model))
+        assert again.result == result
+        assert ("worse than the live model's" in again.reason) is (result == "rejected")
+
+
+def forecaster(folder: Path, model: str | None) -> Forecaster:
+    package = weights.read(folder, str(model))
+    return Forecaster(weights.check_network(package), package.tensors)
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "mode", "told"),
+    [
+        ("127.0.0.1", None, 0o600, []),
+        ("::1", None, 0o600, []),
+        ("localhost", None, 0o600, []),
+        ("broker.example", None, 0o600, ["The password goes to broker.example in the clear: use TLS."]),
+        ("192.0.2.1", None, 0o600, ["The password goes to 192.0.2.1 in the clear: use TLS."]),
+        ("broker.example", {}, 0o600, []),
+        ("broker.example", {"insecure": True}, 0o600, ["TLS takes certificates for other host names"]),
+        ("broker.example", {"key_file": "KEY"}, 0o600, []),
+        ("broker.example", {"key_file": "KEY"}, 0o604, ["The private key KEY is readable by other users"]),
+        ("broker.example", {"key_file": "KEY"}, 0o660, ["The private key KEY is readable by other users"]),
+    ],
+)
+def test_what_is_unsafe_about_the_link_is_told(
+    tmp_path: Path, host: str, tls: dict[str, Any] | None, mode: int, told: list[str]
+) -> None:
+    """A password in the clear, a host name that is not checked, a private key that others can read."""
+    key = tmp_path / "own.key"
+    key.touch()
+    key.chmod(mode)
+    given = {name: str(key) if value == "KEY" else value for name, value in (tls or {}).items()}
+    options = BrokerOptions(
+        host,
+        8883,
+        "gruard",
+        "s",
+        b"offline",
+        "gruard",
+        "word",
+        tls=None if tls is None else TlsOptions(**given),
+    )
+    found = dial.risks(options)
+    assert len(found) == len(told)
+    assert all(risk.startswith(text.replace("KEY", str(key))) for risk, text in zip(found, told, strict=True))
 
 
 @pytest.mark.parametrize("place", ["plain", "hex", "base64", "base64 behind another byte", "utf-16"])

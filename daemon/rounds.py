@@ -199,6 +199,8 @@ class Rounds:
     def _promoted(self, outcome: TrainOutcome) -> TrainOutcome:
         if outcome.model is None:
             return msgspec.structs.replace(outcome, result="failed", reason="the round named no model")
+        if outcome.model in {row.id for row in self._pipeline.database.models()}:
+            return msgspec.structs.replace(outcome, result="failed", reason="the round brought an old model")
         try:
             self.adopt(weights.read(self._models, outcome.model), outcome.reason)
         except ModelError as error:

@@ -126,7 +126,7 @@ class Service:
             storm=self._storm(database, engine.options.instance),
             most_outbox=settings.limits.outbox_events,
         )
-        self._broker = Broker(broker_options(settings), self._sources.filters, time.time)
+        self._broker = Broker(broker_options(settings), self._sources.filters, time.time, time.monotonic)
         self._announcer = Announcer(self._broker, self._pipeline, self._base, time.time)
         self._supervision = Supervision(
             self._pipeline, self._broker, self._announcer, self._metrics, self._notifier

@@ -100,6 +100,8 @@ def _in_alarm(
     state[:, FACTOR] = np.where(ended, np.maximum(grown, state[:, FACTOR]), state[:, FACTOR])
     still = alarm & ~lasting
     state[:, OPEN] = still
+    # A quiet device's state must not depend on whether somebody else of its batch is in alarm.
+    state[:, HIGHEST_Q : HIGHEST_M + 1] *= still[:, None]
     return still
 
 

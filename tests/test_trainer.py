@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -64,13 +63,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
         folder = tmp_path / "stub"
         folder.mkdir(exist_ok=True)
         (folder / "round.py").write_text(script)
-        real = subprocess.Popen
-
-        def popen(command: list[str], **kwargs: object) -> object:
-            assert command[1:] == ["-m", "gruard.daemon.training_round"]
-            return real([sys.executable, str(folder / "round.py")], **kwargs)  # type: ignore[call-overload]
-
-        monkeypatch.setattr(trainer_module.subprocess, "Popen", popen)
+        monkeypatch.setattr(trainer_module, "COMMAND", (sys.executable, str(folder / "round.py")))
 
     return use
 

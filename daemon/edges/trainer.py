@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 #: Environment of the child: one thread, whatever the numerical libraries would like.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-#: How long a child that was asked to end may take.
-_GRACE_S = 2.0
+#: The child.
+COMMAND = (sys.executable, "-m", "gruard.daemon.training_round")
+#: The largest file that a round may write, its log included: weights are a few megabytes.
+LARGEST_FILE_BYTES = 300_000_000
+#: An outcome takes some hundred bytes.
+LONGEST_LINE_BYTES = 65_536
 LOG_NAME = "training.log"
 #: Where weights lie below the state directory.
 MODELS = "models"
@@ -68,7 +73,6 @@ class Trainer:
     def __init__(self, directory: Path) -> None:
         self._log = directory / LOG_NAME
         self._child: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
         self._request: TrainRequest | None = None
         self._began = 0.0
 
@@ -81,21 +85,21 @@ class Trainer:
         """Start a round. `now` is monotonic seconds."""
         if self._child is not None:
             raise ValueError(f"a round for {self.group} is running")
-        self._output = self._log.open("w+b")
-        child = subprocess.Popen(
-            [sys.executable, "-m", "gruard.daemon.training_round"],
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=_environment() | _ONE_THREAD,
-            start_new_session=True,  # a Ctrl-C at the terminal is for the daemon to handle
-        )
+        # In memory and not through a pipe: a child that hangs before it reads must not hang us.
+        with os.fdopen(os.memfd_create("request"), "w+b") as asked, self._log.open("wb") as output:
+            asked.write(msgspec.json.encode(request))
+            asked.seek(0)
+            child = subprocess.Popen(  # noqa: S603 - a constant of ours
+                COMMAND,
+                stdin=asked,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment() | _ONE_THREAD,
+                start_new_session=True,  # a Ctrl-C at the terminal is for the daemon to handle
+            )
         self._child, self._request, self._began = child, request, now
-        if child.stdin is not None:
-            # A child that died at once is found by poll; its pipe is of no interest.
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(msgspec.json.encode(request))
-                child.stdin.close()
+        with contextlib.suppress(OSError):  # it has ended already
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (LARGEST_FILE_BYTES, LARGEST_FILE_BYTES))
 
     def poll(self, now: float) -> TrainOutcome | None:
         """The outcome, once the round has ended or is past its deadline."""
@@ -119,27 +123,29 @@ class Trainer:
     def _read(self) -> TrainOutcome:
         group = "" if self._request is None else self._request.group
         code = None if self._child is None else self._child.returncode
-        lines = self._log.read_bytes().splitlines() or [b""]
+        line = self._last_line()
         if code == 0:
-            with contextlib.suppress(msgspec.DecodeError):
-                return msgspec.json.decode(lines[-1], type=TrainOutcome)
-        last = lines[-1].decode(errors="replace")[:300]
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                return msgspec.structs.replace(msgspec.json.decode(line, type=TrainOutcome), group=group)
+        last = line.decode(errors="replace")[:300]
         return TrainOutcome(group, "failed", f"the training process ended with {code}: {last}")
 
-    def _end(self) -> None:
-        if self._child is None:
-            return
-        self._child.terminate()
+    def _last_line(self) -> bytes:
         try:
-            self._child.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
+            with self._log.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LONGEST_LINE_BYTES))
+                return (log.read().splitlines() or [b""])[-1]
+        except OSError as error:
+            return str(error).encode()
+
+    def _end(self) -> None:
+        # At once: it writes weights whole or not at all, so there is nothing to tidy up for it.
+        if self._child is not None:
             self._child.kill()
             self._child.wait()
 
     def _close(self, outcome: TrainOutcome) -> TrainOutcome:
-        if self._output is not None:
-            self._output.close()
-        self._child = self._request = self._output = None
+        self._child = self._request = None
         return outcome
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from itertools import zip_longest
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
 from support_models import sealed_model
 
 from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
-from gruard.daemon.records import SourceOptions
+from gruard.daemon.records import Reading, SourceOptions
 from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from gruard.daemon.core.events import Event
+
+T = TypeVar("T")
 
 
 def scores(events: list[object]) -> list[float]:
@@ -303,3 +310,165 @@ def test_phase_counts_add_up() -> None:
     bench = Bench()
     bench.feed([*readings_of("a", plant_rows(5)), *readings_of("b", plant_rows(80))])
     assert bench.engine.phase_counts() == {"warming": 1, "learning": 1, "ready": 0}
+
+
+def fed(bench: Bench, readings: Sequence[Reading], kind: type[T]) -> list[T]:
+    return [event for event in bench.feed(readings) if isinstance(event, kind)]
+
+
+def arriving(readings: Sequence[Reading], after_s: float, **more: object) -> list[Reading]:
+    return [dataclasses.replace(r, received_s=r.time_s + after_s, **more) for r in readings]
+
+
+def test_receive_backlog_pages_nobody_until_it_is_live_again() -> None:
+    """Alerts of a backlog are info and say so; a device still in alarm once live tells its real severity."""
+    rows = broken(plant_rows(500), 300, 100)
+    readings = readings_of("a", rows)
+    bench, live = Bench(), Bench()
+    bench.feed(arriving(readings[:290], 0.2))
+    late = fed(bench, arriving(readings[290:350], 10_800.0, replayed=True), Alert)
+    assert late[0].state == "opened"
+    assert {a.severity for a in late} == {"info"}
+    assert late[0].late_s == 10_800.0
+    assert bench.engine.devices["a"].track.severity == "info"
+    after = fed(bench, arriving(readings[350:], 0.2), Alert)
+    assert (after[0].state, after[0].severity, after[0].late_s) == ("updated", "warning", None)
+    assert after[-1].state == "resolved"
+    told = fed(live, arriving(readings, 0.2), Alert)
+    assert {a.id for a in late + after} == {a.id for a in told}
+    np.testing.assert_array_equal(scores(bench.rows["a"]), scores(live.rows["a"]))
+    assert all(s.reading.replayed for s in bench.rows["a"][290:350])
+
+
+def test_receive_backlog_makes_an_open_alert_no_quieter_for_good() -> None:
+    """What was told as a warning, then as info in a backlog, is a warning again once live."""
+    readings = readings_of("a", broken(plant_rows(600), 300, 250))
+    bench = Bench()
+    assert fed(bench, arriving(readings[:320], 0.2), Alert)[-1].severity == "warning"
+    late = fed(bench, arriving(readings[320:400], 900.0, replayed=True), Alert)
+    assert late[-1].state == "updated"
+    assert {a.severity for a in late} == {"info"}
+    assert fed(bench, arriving(readings[400:402], 0.2), Alert)[0].severity == "warning"
+
+
+def test_receive_future_stamp_costs_no_later_reading() -> None:
+    """A device told one stamp far ahead: all that follow are scored, and no duration is negative."""
+    readings = arriving(readings_of("a", broken(plant_rows(600), 300, 200)), 0.2)
+    ahead = dataclasses.replace(readings[310], time_s=readings[310].time_s + 280.0)
+    bench = Bench()
+    events = bench.feed([*readings[:310], ahead, *readings[311:]])
+    assert sum(isinstance(e, Scored) for e in events) == 600
+    assert all(a.time_s >= a.opened_s for a in events if isinstance(a, Alert))
+    assert np.isfinite(scores(events)[10:]).all()
+
+
+@pytest.mark.parametrize("back_s", [3600.0, 10 * 365 * 86_400.0])
+def test_receive_clock_set_back_gives_every_alert_its_own_id(back_s: float) -> None:
+    """The same moments again after the clock was set back: readings are scored and ids do not repeat."""
+    rows = broken(broken(plant_rows(900), 300, 40), 600, 40)
+    first, second = readings_of("a", rows[:450], back_s + 1000.0), readings_of("a", rows[450:], 1450.0)
+    bench = Bench(source=SourceOptions("plant", "plant/{device}"))
+    events = bench.feed([*first, *second])
+    assert sum(isinstance(e, Scored) for e in events) == 900
+    ids = [a.id for a in events if isinstance(a, Alert) and a.state == "opened"]
+    assert len(ids) == len(set(ids)) == 2
+
+
+def test_receive_gaps_in_the_sequence_are_counted_and_resets_noted() -> None:
+    """Numbers that never came count; a counter that begins anew is a note and not a loss."""
+    bench = Bench()
+    numbers = [*range(100, 110), *range(115, 120), *range(5), 9]
+    readings = [
+        dataclasses.replace(r, sequence=n)
+        for r, n in zip(readings_of("a", plant_rows(len(numbers))), numbers, strict=True)
+    ]
+    events = bench.feed(readings)
+    assert bench.engine.gaps == 5 + 4
+    assert [e.text for e in events if isinstance(e, Noted)] == ["counts anew: sequence number 0 after 119"]
+    again = bench.feed(readings[-2:])
+    assert [e.reason for e in again if isinstance(e, Refused)] == ["", ""]
+    assert bench.engine.gaps == 9
+
+
+def test_receive_refused_reading_moves_no_count() -> None:
+    """A reading with a damaged field is no reading: its number may come again, whole."""
+    bench = Bench()
+    readings = arriving(readings_of("a", plant_rows(30)), 0.2)
+    bench.feed([dataclasses.replace(r, sequence=n) for n, r in enumerate(readings[:20])])
+    whole = dataclasses.replace(readings[20], sequence=20)
+    damaged = dataclasses.replace(whole, issues={"f0": "string"})
+    kinds = [type(e) for e in bench.feed([damaged, whole, whole])]
+    assert kinds == [Refused, Scored, Refused]
+
+
+def moments(device: str) -> st.SearchStrategy[list[tuple[str, float, float, int, bool]]]:
+    """What happens to a device: clock step, skew of its stamp, which reading, whether of a backlog."""
+    return st.lists(
+        st.tuples(
+            st.just(device),
+            st.sampled_from([1.0, 1.0, 1.0, 0.0, 30.0, 7200.0, -0.5, -40.0, -7200.0]),
+            st.sampled_from([0.0, 0.0, 0.4, -5.0, 250.0, -250.0]),
+            st.integers(-6, 3),
+            st.booleans(),
+        ),
+        min_size=5,
+        max_size=25,
+    )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(a=moments("a"), b=moments("b"), cut=st.integers(0, 49), timed=st.booleans(), counted=st.booleans())
+def test_receive_any_disorder_ends_the_same_way_after_a_restore(
+    a: list[tuple[str, float, float, int, bool]],
+    b: list[tuple[str, float, float, int, bool]],
+    cut: int,
+    *,
+    timed: bool,
+    counted: bool,
+) -> None:
+    """Each reading ends once and is applied at most once; a checkpoint at any point changes nothing."""
+    source = SourceOptions("plant", "plant/{device}", time="ts" if timed else None)
+    whole, restored = Bench(source=source), Bench(source=source)
+    start = [r for name in "ab" for r in arriving(readings_of(name, plant_rows(52, seed=3)), 0.1)]
+    now_s, sent = 2000.0, list[Reading]()
+    for n, (device, step_s, skew_s, pick, replayed) in enumerate(
+        [x for p in zip_longest(a, b) for x in p if x]
+    ):
+        now_s += step_s
+        old = sent[pick] if pick < 0 and len(sent) >= -pick else None
+        if old is not None:
+            one = dataclasses.replace(old, received_s=now_s, time_s=old.time_s if timed else now_s)
+        else:
+            values = {f"f{k}": 20.0 + n / 7 + k for k in range(3)}
+            number = (n if pick < 3 else 0) if counted else None
+            stamp = now_s + skew_s if timed else now_s
+            one = Reading(device, "plant", stamp, now_s, values, sequence=number, replayed=replayed)
+        sent.append(one)
+    for bench in (whole, restored):
+        bench.feed(start)
+    expected = [whole.feed([one]) for one in sent]
+    answers = [restored.feed([one]) for one in sent[:cut]]
+    second = Bench(source=source)
+    second.rows = restored.rows
+    assert second.engine.restore(restored.engine.checkpoint(0)) == []
+    answers += [second.feed([one]) for one in sent[cut:]]
+    for one, mine, theirs in zip(sent, answers, expected, strict=True):
+        ends = [e for e in mine if isinstance(e, Scored | Refused)]
+        assert [e.reading.device for e in ends] == [one.device]
+        assert [plain(e) for e in mine] == [plain(e) for e in theirs]
+    applied = [
+        (e.reading.device, e.reading.time_s if timed else 0.0, *e.reading.values.values(), e.reading.sequence)
+        for events in expected
+        for e in events
+        if isinstance(e, Scored)
+    ]
+    if timed or counted:
+        assert len(applied) == len(set(applied))
+    assert all(e.time_s >= e.opened_s for events in expected for e in events if isinstance(e, Alert))
+
+
+def plain(event: Event) -> object:
+    """An event in a form in which NaN equals NaN."""
+    if isinstance(event, Scored):
+        return repr(dataclasses.replace(event, values=event.values.tolist()))
+    return repr(event)

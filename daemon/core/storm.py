@@ -37,16 +37,14 @@ class Storm:
     ) -> None:
         self.suppressed = 0  # alert events held back so far
         self._instance, self._most = instance, most_per_minute
-        self._room, self._filled_at = most_per_minute, -math.inf
+        self._room, self._paid_at = most_per_minute, 0.0
         self._untold: set[str] = set()  # ids of open alerts that nobody was told of
         self._id, self._opened_s = open_id, opened_s
         self._severity: Severity = "info"
         self._held = self._passed = self._told = 0  # events in this storm: held back, published; held as told
         self._told_at = -math.inf
-        self._held_at: float | None = (
-            None  # `now` of the last event held back, and when that was, Unix seconds
-        )
-        self._time_s = opened_s
+        self._held_at: float | None = None  # `now` of the last event held back
+        self._time_s = opened_s  # and when that was, Unix seconds
 
     @property
     def untold(self) -> int:
@@ -103,8 +101,8 @@ class Storm:
         return False
 
     def _pay(self, now: float) -> bool:
-        grown = max(now - self._filled_at, 0.0) * self._most / 60.0
-        self._room, self._filled_at = min(self._room + grown, self._most), now
+        grown = max(now - self._paid_at, 0.0) * self._most / 60.0
+        self._room, self._paid_at = min(self._room + grown, self._most), now
         if self._room < 1.0:
             return False
         self._room -= 1.0

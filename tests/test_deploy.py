@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gruard.daemon.config_errors import Shape
 from gruard.daemon.edges.metrics import Metrics
 from gruard.daemon.edges.notify import Notifier
+from gruard.daemon.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -319,6 +321,31 @@ def test_unit_keeps_the_promises_of_the_runbook() -> None:
     assert service["StateDirectory"] == service["ConfigurationDirectory"] == "gruard"
     assert "MemoryDenyWriteExecute" not in service
     assert service["ExecStart"] == "/opt/gruard/bin/gruard run -c /etc/gruard/gruard.toml"
+
+
+#: Pages for people that name tests, settings and series.
+PAGES = ("SECURITY.md", "deploy/README.md", "deploy/threat-model.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_names_only_what_exists(page: str) -> None:
+    """Each test file, setting, series and alert that a page names is there."""
+    text = (DEPLOY.parent / page).read_text("utf-8")
+    tests = set(re.findall(r"\b(test_\w+\.py)\b", text))
+    assert {name for name in tests if not (DEPLOY.parent / "tests" / name).exists()} == set()
+    tables = {name for name, field in Settings.model_fields.items() if name != "sources" and field.default}
+    settings = re.findall(rf"`((?:{'|'.join(tables)})\.[a-z_.]+)`", text)
+    shape = Shape(Settings.model_json_schema())
+    assert {key for key in settings if not shape.node(tuple(key.split(".")))} == set()
+    assert set(re.findall(r"\bgruard_[a-z_]+\b", text)) - exported_series() == set()
+    assert set(re.findall(r"\bGruard[A-Z]\w+", text)) - set(alert_names()) == set()
+
+
+def test_pages_name_something() -> None:
+    """The check above looks at more than nothing."""
+    text = "".join((DEPLOY.parent / page).read_text("utf-8") for page in PAGES)
+    assert len(set(re.findall(r"\btest_\w+\.py\b", text))) > 30
+    assert len(set(re.findall(r"`(?:alerts|limits|mqtt|state|train)\.\w+`", text))) > 10
 
 
 def test_runbook_names_every_file_and_no_other() -> None:

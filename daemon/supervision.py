@@ -36,6 +36,8 @@ STUCK_S = 10.0
 DEAF_S, HOPELESS_S = 5.0, 30.0
 #: The clock of a board without a battery stands at 1970 or at its last shutdown until the network sets it.
 CLOCK_UNSET_BEFORE_S = 1_704_067_200.0  # 2024
+#: A clock that is set by more than this is worth a word, and for how long.
+CLOCK_STEP_S, CLOCK_NOTED_S = 1.0, 10.0
 #: How long the HTTP server may take to end.
 HTTP_STOP_S = 0.5
 
@@ -57,6 +59,8 @@ class Supervision:
         self.looped_s = time.monotonic()  # newest turn of the loop
         self.reasons: tuple[str, ...] = ("starting",)  # why the daemon is not ready
         self.held: str | None = None  # why the disk takes nothing
+        self._clock_s = time.time() - time.monotonic()  # where the clock stands against one that nobody sets
+        self._clock_note: tuple[float, str] = (-math.inf, "")  # when it was last set, and by how much
         self._counted: dict[str, int] = {}  # totals kept elsewhere, as far as they are counted
 
     def look(self) -> None:
@@ -88,6 +92,7 @@ class Supervision:
         metrics.set_devices(**engine.phase_counts())
         metrics.set_alerts_active(sum(bool(d.track.id) for d in engine.devices.values()))
         self.show_models()
+        self._look_at_the_clock()
         self.reasons = tuple(self._reasons(status))
         metrics.set_ready(not self.reasons)
         self._announcer.health(self.reasons)
@@ -145,7 +150,20 @@ class Supervision:
             reasons.append(f"backlog: {status.inbox} messages wait")
         if time.time() < CLOCK_UNSET_BEFORE_S:
             reasons.append("clock: it has not been set yet")
+        noted_s, sentence = self._clock_note
+        if time.monotonic() - noted_s < CLOCK_NOTED_S:
+            reasons.append(sentence)
         return reasons
+
+    def _look_at_the_clock(self) -> None:
+        """Nothing waits by the clock that people set: a step needs no mending, but it explains much."""
+        now = time.monotonic()
+        stands_s = time.time() - now
+        step_s, self._clock_s = stands_s - self._clock_s, stands_s
+        if abs(step_s) > CLOCK_STEP_S:
+            self._clock_note = now, f"clock: it was set by {step_s:+.0f} s"
+            self._metrics.clock_stepped()
+            log.warning("the clock was set by %+.0f s", step_s)
 
     def _grown(self, name: str, total: int) -> int:
         """By how much a running total kept elsewhere has grown since the last look."""

@@ -287,6 +287,10 @@ class Metrics:
         """Count one thread that died and was replaced."""
         self._restarts.inc()
 
+    def clock_stepped(self) -> None:
+        """Count one step of the wall clock."""
+        self._clock_steps.inc()
+
     def set_ready(self, ready: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
         """Show whether /readyz would answer 200."""
         self._ready.set(ready)
@@ -412,6 +416,9 @@ class Metrics:
             "mqtt_stale_acks_total", "Acknowledgements not sent because their connection had ended."
         )
         self._restarts = self._counter("thread_restarts_total", "Threads that died and were replaced.")
+        self._clock_steps = self._counter(
+            "clock_steps_total", "Times the wall clock was set by over a second."
+        )
         self._ready = self._gauge("ready", "1 while /readyz answers 200.")
 
     def _make_model_metrics(self, labelled_groups: int) -> None:

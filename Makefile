@@ -84,7 +84,7 @@ clean: ## remove everything that is made here, .venv too
 	"'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@[ "$(VENV_OK)" = yes ] || { echo "making .venv"; $(PYTHON) -m venv --clear .venv; }
 	@echo "installing into .venv (PyTorch is large: the first time takes a while)"
-	@$(PIP) "setuptools>=77"
+	@$(PIP) "setuptools>=83"
 	@$(PIP) --no-build-isolation -e '.[demo,test]'
 	@touch $@
 

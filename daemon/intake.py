@@ -94,7 +94,7 @@ class Intake:
         """Count a reading that is refused."""
         self._metrics.readings("rejected")
         self._metrics.decode_error(reason)
-        log.debug("refused a reading of %a: %s %s", where, reason, detail)
+        log.debug("refused a reading of %a: %s", where, detail, extra={"fields": {"reason": reason}})
 
 
 def _late(reading: Reading) -> Reading:

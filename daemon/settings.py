@@ -461,6 +461,11 @@ def _environment_layer(environ: Mapping[str, str]) -> tuple[Layer, list[Problem]
     for name, path in _VARIABLES.items():
         if not environ.get(name):
             continue  # empty is as good as unset: container files often pass variables on that nobody set
+        try:
+            environ[name].encode()
+        except UnicodeEncodeError:  # bytes that are not UTF-8 arrive as lone surrogates
+            problems.append(Problem(Place(name), path, "is not UTF-8 text"))
+            continue
         source.env_vars = {name.lower(): environ[name]}  # one at a time, so that an error has a name
         try:
             tree = overlaid(tree, source())

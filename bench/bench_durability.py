@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,10 +100,12 @@ class Plant:
 
     def score(self, messages: list[Message]) -> None:
         """Everything but the commit."""
-        self.intake.take(messages, crowded=False)
-        while self.pipeline.backlog:
-            self.pipeline.advance()
-            self.pipeline.settle()
+        waiting = deque(messages)
+        while waiting:
+            self.intake.take(waiting, crowded=False)
+            while self.pipeline.backlog:
+                self.pipeline.advance()
+                self.pipeline.settle()
 
     def turn(self, count: int) -> float:
         """Score and commit so many; seconds taken, without making the messages."""

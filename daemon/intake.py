@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gruard.daemon.errors import DecodeError
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
     from gruard.daemon.core.deliveries import Deliveries
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: What waited at the broker is a backlog when its event time is this far behind its arrival.
 LIVE_WITHIN_S = 60.0
+#: Readings in memory at a time: a message may hold a thousand.
+MOST_FED = 2048
 #: While a backlog waits and less than this share of the room for devices is free, unknown devices are shed.
 FREE_SHARE = 0.5
 
@@ -34,16 +37,22 @@ class Intake:
         self._sources, self._deliveries = sources, deliveries
         self._pipeline, self._metrics = pipeline, metrics
 
-    def take(self, messages: Sequence[Message], *, crowded: bool) -> None:
-        """Decode messages and feed their readings; `crowded`: many more wait."""
-        self._metrics.messages_received(len(messages))
-        self._metrics.reading_arrived(messages[-1].received_s)
+    def take(self, messages: deque[Message], *, crowded: bool) -> list[Message]:
+        """Decode the oldest messages and feed their readings; `crowded`: many more wait.
+
+        Returns the messages that were taken off; the rest stays for the next turn once MOST_FED are fed.
+        """
         engine = self._pipeline.engine
         closed = crowded and len(engine.devices) > (1.0 - FREE_SHARE) * engine.options.most_devices
+        taken: list[Message] = []
         fed: list[Reading] = []
-        for message in messages:
-            fed += self._admitted(message, closed=closed)
+        while messages and len(fed) < MOST_FED:
+            taken.append(messages.popleft())
+            fed += self._admitted(taken[-1], closed=closed)
+        self._metrics.messages_received(len(taken))
+        self._metrics.reading_arrived(taken[-1].received_s)
         self._pipeline.feed(fed)
+        return taken
 
     def _admitted(self, message: Message, *, closed: bool) -> Sequence[Reading]:
         """What of a message is to be fed: all of it, nothing, or what its first delivery left undone."""

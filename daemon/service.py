@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from contextlib import ExitStack
 from types import FrameType  # noqa: TC003 - part of a signal handler's signature
 from typing import TYPE_CHECKING
@@ -73,6 +74,7 @@ class Service:
         self._sources = Sources(source_options(settings))
         self._metrics = Metrics(version=__version__, labelled_devices=settings.limits.labelled_devices)
         self._stopping = False
+        self._taken: deque[Message] = deque()  # out of the inbox, not decoded yet
         self._unacked: list[Message] = []  # scored or refused, waiting for the commit
         self._commit_due_s: float | None = None  # None: nothing waits for a commit
         self._retry_s: float | None = None  # when the disk is asked again; None: it takes what it is given
@@ -207,16 +209,15 @@ class Service:
 
     def _take(self, now: float) -> None:
         wait_s = IDLE_S if self._commit_due_s is None else min(max(self._commit_due_s - now, 0.0), IDLE_S)
-        messages = self._broker.take(TAKE, wait_s)
-        if not messages:
+        if not self._taken:
+            self._taken.extend(self._broker.take(TAKE, wait_s))
+        if not self._taken:
             return
         failpoints.reach("take.after")
         if self._commit_due_s is None:
             self._commit_due_s = now + self._settings.state.commit_every_ms / 1000
-        self._unacked += messages
-        self._intake.take(
-            messages, crowded=self._broker.status().inbox > self._settings.limits.inbox_readings // 2
-        )
+        crowded = self._broker.status().inbox > self._settings.limits.inbox_readings // 2
+        self._unacked += self._intake.take(self._taken, crowded=crowded)
 
     def _commit(self) -> None:
         """Make what was scored durable; only now may the broker forget it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,7 +50,7 @@ class Inlet:
         self.intake = Intake(Sources(options.sources), deliveries, self.pipeline, self.metrics)
 
     def take(self, *messages: Message, crowded: bool = False, waves: int | None = None) -> list[Event]:
-        self.intake.take(messages, crowded=crowded)
+        self.intake.take(deque(messages), crowded=crowded)
         events: list[Event] = []
         while self.pipeline.backlog and waves != 0:
             events += self.pipeline.advance()
@@ -121,7 +122,7 @@ def test_take_message_committed_half_is_completed(tmp_path: Path, database: Data
 def test_take_redelivery_while_the_first_waits_is_a_duplicate(tmp_path: Path, database: Database) -> None:
     """The connection broke while the first copy was still to be scored: it is scored, the second is not."""
     inlet = Inlet(database, tmp_path)
-    inlet.intake.take([message(1)], crowded=False)
+    inlet.intake.take(deque([message(1)]), crowded=False)
     inlet.take(message(1, duplicate=True, generation=2))
     assert inlet.pipeline.engine.devices["a"].count == 1
     assert inlet.counts() == {"duplicate": 1, "received": 2}
@@ -187,3 +188,14 @@ def test_take_crowded_sheds_unknown_devices_once_room_is_short(tmp_path: Path, d
     assert inlet.counts() == {"shed": 1, "received": 5}
     inlet.take(message(6, topic="dumb/4"), crowded=False)
     assert set(inlet.pipeline.engine.devices) == {"1", "2", "3", "4"}
+
+
+def test_take_feeds_a_bounded_number_of_readings_at_a_time(tmp_path: Path, database: Database) -> None:
+    """Messages with a thousand readings each are taken off a few at a time: memory stays bounded."""
+    inlet = Inlet(database, tmp_path)
+    payload = b"[" + b",".join(b'{"x": %d}' % n for n in range(1000)) + b"]"
+    waiting = deque(message(n, payload, f"dumb/{n}") for n in range(1, 9))
+    taken = inlet.intake.take(waiting, crowded=False)
+    assert [m.packet_id for m in taken] == [1, 2, 3]
+    assert [m.packet_id for m in waiting] == [4, 5, 6, 7, 8]
+    assert inlet.pipeline.backlog == 3000

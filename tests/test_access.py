@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -171,6 +173,30 @@ def test_client_ids_are_what_keeps_sessions_apart(tmp_path: Path) -> None:
         publish(broker.port, "sensors/press-1", "one", options=login("press-1"))
         publish(broker.port, "sensors/press-2", "two", options=[*login("press-2"), "-i", "gruard"])
         assert waiting(broker.port, "-W", "2") == []
+
+
+def test_what_waits_for_gruard_outlives_a_crash_of_the_broker(broker: Mosquitto) -> None:
+    """More than mosquitto's usual thousand wait for it, and a second later they are safe from kill -9."""
+    count = 2500
+    waiting(broker.port, "-E")
+    publish(broker.port, "sensors/press-1", *map(str, range(count)), options=login("press-1"))
+    time.sleep(2.5)  # autosave_interval is 1 s, and the broker looks at it once a second
+    broker.kill()
+    broker.start()
+    assert waiting(broker.port, "-C", str(count), "-W", "10") == [str(n) for n in range(count)]
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1_000_000, True), (1_048_600, False)])
+def test_larger_messages_than_gruard_takes_are_refused_at_the_door(
+    broker: Mosquitto, size: int, *, taken: bool
+) -> None:
+    """The broker's limit is mqtt.max_packet_bytes: what is larger reaches nobody."""
+    with Subscriber(broker.port, "#", form="%t %l", options=login("witness")) as witness:
+        with suppress(subprocess.CalledProcessError):  # a client may see the limit, or be thrown out
+            publish(broker.port, "sensors/press-1", b"x" * size, options=login("press-1"))
+        publish(broker.port, "sensors/press-2", "end", options=login("press-2"))
+        assert wait_until(lambda: "sensors/press-2 3" in witness.lines)
+        assert (f"sensors/press-1 {size}" in witness.lines) is taken
 
 
 def test_a_key_that_is_taken_back_ends_its_connection(broker: Mosquitto, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -32,6 +34,7 @@ from test_trainer import request
 from gruard.daemon import training_round
 from gruard.daemon.edges import dial, trainer
 from gruard.daemon.edges.link import BrokerOptions, TlsOptions
+from gruard.daemon.logs import MAX_SIMILAR
 from gruard.models import weights
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import History
@@ -208,6 +211,27 @@ def test_password_is_in_nothing_that_comes_out(tmp_path: Path, source: str, form
     assert len(places) > 15
     assert leaks("press-1", places), "the search finds what is there"
     assert leaks(secret, places) == []
+
+
+@pytest.mark.broker
+def test_flood_of_poison_does_not_flood_the_log(tmp_path: Path) -> None:
+    """Even at debug a refusal is told so many times a second, and all that is not told is counted."""
+    count = 3000
+    with ExitStack() as stack:
+        broker = stack.enter_context(shipped_broker(tmp_path))
+        config = config_with('password = "password of gruard"')
+        daemon = stack.enter_context(Daemon(tmp_path, broker.port, config=config))
+        began = time.monotonic()
+        publish(broker.port, "sensors/press-1", *["\x1b[31mforged"] * count, options=login("press-1"))
+        assert daemon.settled(count)
+        seconds = time.monotonic() - began
+        assert daemon.stop() == 0
+        lines = [line for line in daemon.log().splitlines() if "refused a reading" in line]
+    reports = [re.search(r"suppressed (\d+) similar", line) for line in lines]
+    told = reports.count(None)
+    assert told <= MAX_SIMILAR * (seconds + 2)
+    assert told + sum(int(report[1]) for report in reports if report) == count
+    assert all(line.isprintable() for line in lines)
 
 
 def given_by(source: str, secret: str, folder: Path) -> tuple[str, dict[str, str]]:

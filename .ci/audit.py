@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Are the dependencies the ones that were chosen, complete, and above every known advisory? Needs no network.
 
-    .venv/bin/python .ci/audit.py
+    .venv/bin/python .ci/audit.py           # --list: each package, its version and its licence instead
 
 What is installed must stand in constraints.txt at that version, `pip check` must be content, and neither a
 pin nor a lower bound in pyproject.toml may lie below what .ci/advisories.toml calls fixed. Exit 1 and a line
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 #: gruard itself, and pip, which comes with Python and is imported by nothing.
@@ -30,8 +30,11 @@ CUDA = ("nvidia-", "cuda-", "triton")
 Advisory = dict[str, str]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print what is wrong; returns the exit status."""
+    if list(arguments) == ["--list"]:
+        sys.stdout.writelines(f"{line}\n" for line in licences())
+        return 0
     pins = read_pins((ROOT / "constraints.txt").read_text("utf-8"))
     advisories = read_advisories((ROOT / ".ci" / "advisories.toml").read_text("utf-8"))
     bounds = read_bounds((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -131,6 +134,16 @@ def advisory_faults(
             yield f"pyproject.toml accepts {name} {bounds[name]}, and {fixed} fixes {said}"
 
 
+def licences() -> Iterator[str]:
+    """Name, version and licence of everything that is installed, as its own metadata has them."""
+    for each in sorted(metadata.distributions(), key=lambda found: normal(found.name)):
+        told = each.metadata.get_all("Classifier", [])
+        kinds = [line.rpartition(" :: ")[2] for line in told if line.startswith("License :: ")]
+        free_text = each.metadata.get("License", "").strip().partition("\n")[0]
+        licence = each.metadata.get("License-Expression") or ", ".join(kinds) or free_text or "not told"
+        yield f"{each.name} {each.version}: {licence[:80]}"
+
+
 def pip_faults() -> Iterator[str]:
     """What `pip check` complains about: a requirement that is missing or does not fit."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
@@ -142,4 +155,4 @@ def pip_faults() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SOURCE: Final = Path(__file__).with_name("faults") / "shim.c"
 NEVER: Final = 2**64 - 1
+#: All of it instead of a sample. Taken out: a daemon refuses variables of its prefix that it does not know.
+EVERY: Final = os.environ.pop("GRUARD_TORTURE_EVERY", "") == "1"
 _LOGGED: Final = 512
 
 

@@ -320,10 +320,11 @@ def test_flood_of_templates_and_reasons_is_bounded_and_counted(
 ) -> None:
     """Whatever is made up, a level has so many lines a second; what is not written is counted exactly."""
     configure("debug", "text", stream, {})
-    sent, seconds = 20_000, 4
+    sent, seconds, written = 20_000, 4, sink()
     for n in range(sent):
         fields = {"reason": f"reason-{n % 30}\n"}
-        log(f"template {n % kinds} \n %s", HOSTILE, at=n * seconds / sent, level=level, fields=fields)
+        template = f"template {n % kinds} \n %s"
+        written.handle(record_of(template, HOSTILE, at=n * seconds / sent, level=level, fields=fields))
     configure("debug", "text", io.StringIO(), {})
     text = stream.getvalue()
     assert accounted(text) == sent

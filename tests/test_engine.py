@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
 from support_models import sealed_model
 
-from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name
+from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name, open_state
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
 from gruard.daemon.records import Reading, SourceOptions
 from gruard.models.errors import ModelError
@@ -374,6 +374,26 @@ def test_receive_clock_set_back_gives_every_alert_its_own_id(back_s: float) -> N
     assert len(ids) == len(set(ids)) == 2
 
 
+@pytest.mark.parametrize("back_s", [3600.0, 1e9])
+def test_receive_step_back_weighs_no_more_than_a_reading_that_follows_at_once(back_s: float) -> None:
+    """A model is told of a gap of no length where time runs back, however far: never of a negative one."""
+    source = SourceOptions("plant", "plant/{device}")
+    rows, found = plant_rows(460), []
+    start_s = back_s + 1000.0
+    for next_s in (start_s + 449.0001, 1000.0):
+        bench = Bench(source=source)
+        bench.feed(readings_of("a", rows[:450], start_s))
+        group = group_name("plant", ("f0", "f1", "f2"))
+        package = sealed_model(group, {"a": bench.history("a", ("f0", "f1", "f2"), 400)})
+        due = bench.engine.adopt(group, package)
+        bench.engine.enrol({e.device: bench.history(e.device, e.fields, e.limit) for e in due})
+        events = bench.feed(readings_of("a", rows[450:], next_s))
+        assert {e.phase for e in events if isinstance(e, Scored)} == {"ready"}
+        found.append(scores(events))
+    assert np.isfinite(found[1]).all()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
 def test_receive_gaps_in_the_sequence_are_counted_and_resets_noted() -> None:
     """Numbers that never came count; a counter that begins anew is a note and not a loss."""
     bench = Bench()
@@ -401,7 +421,10 @@ def test_receive_refused_reading_moves_no_count() -> None:
     assert kinds == [Refused, Scored, Refused]
 
 
-def moments(device: str) -> st.SearchStrategy[list[tuple[str, float, float, int, bool]]]:
+Moment = tuple[str, float, float, int, bool]
+
+
+def moments(device: str) -> st.SearchStrategy[list[Moment]]:
     """What happens to a device: clock step, skew of its stamp, which reading, whether of a backlog."""
     return st.lists(
         st.tuples(
@@ -418,53 +441,110 @@ def moments(device: str) -> st.SearchStrategy[list[tuple[str, float, float, int,
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(a=moments("a"), b=moments("b"), cut=st.integers(0, 49), timed=st.booleans(), counted=st.booleans())
-def test_receive_any_disorder_ends_the_same_way_after_a_restore(
-    a: list[tuple[str, float, float, int, bool]],
-    b: list[tuple[str, float, float, int, bool]],
-    cut: int,
-    *,
-    timed: bool,
-    counted: bool,
+def test_receive_any_disorder_ends_the_same_way_live_restored_and_recovered(
+    a: list[Moment], b: list[Moment], cut: int, *, timed: bool, counted: bool
 ) -> None:
-    """Each reading ends once and is applied at most once; a checkpoint at any point changes nothing."""
+    """Each reading ends once and is applied at most once; a checkpoint and the journal behind it agree."""
     source = SourceOptions("plant", "plant/{device}", time="ts" if timed else None)
-    whole, restored = Bench(source=source), Bench(source=source)
     start = [r for name in "ab" for r in arriving(readings_of(name, plant_rows(52, seed=3)), 0.1)]
-    now_s, sent = 2000.0, list[Reading]()
-    for n, (device, step_s, skew_s, pick, replayed) in enumerate(
-        [x for p in zip_longest(a, b) for x in p if x]
-    ):
-        now_s += step_s
-        old = sent[pick] if pick < 0 and len(sent) >= -pick else None
-        if old is not None:
-            one = dataclasses.replace(old, received_s=now_s, time_s=old.time_s if timed else now_s)
-        else:
-            values = {f"f{k}": 20.0 + n / 7 + k for k in range(3)}
-            number = (n if pick < 3 else 0) if counted else None
-            stamp = now_s + skew_s if timed else now_s
-            one = Reading(device, "plant", stamp, now_s, values, sequence=number, replayed=replayed)
-        sent.append(one)
-    for bench in (whole, restored):
-        bench.feed(start)
-    expected = [whole.feed([one]) for one in sent]
-    answers = [restored.feed([one]) for one in sent[:cut]]
-    second = Bench(source=source)
-    second.rows = restored.rows
-    assert second.engine.restore(restored.engine.checkpoint(0)) == []
-    answers += [second.feed([one]) for one in sent[cut:]]
+    sent = disorder([moment for pair in zip_longest(a, b) for moment in pair if moment], timed, counted)
+    live, before = Bench(source=source), Bench(source=source)
+    live.feed(start)
+    expected = [live.feed([one]) for one in sent]
+    before.feed(start)
+    answers = [before.feed([one]) for one in sent[:cut]]
+    saved = list(before.engine.checkpoint(0))
+    restored, recovered = Bench(source=source), Bench(source=source)
+    for bench in (restored, recovered):
+        bench.rows = {name: list(rows) for name, rows in before.rows.items()}
+        assert bench.engine.restore(saved) == []
+    answers += [restored.feed([one]) for one in sent[cut:]]
     for one, mine, theirs in zip(sent, answers, expected, strict=True):
-        ends = [e for e in mine if isinstance(e, Scored | Refused)]
-        assert [e.reading.device for e in ends] == [one.device]
+        assert [e.reading.device for e in mine if isinstance(e, Scored | Refused)] == [one.device]
         assert [plain(e) for e in mine] == [plain(e) for e in theirs]
+    journal = [e for events in expected[cut:] for e in events if isinstance(e, Scored)]
+    again = [event for scored in journal for event in replay(recovered, scored)]
+    wanted = [e for events in expected[cut:] for e in events if isinstance(e, Scored | Alert)]
+    assert [told(e) for e in again] == [told(e) for e in wanted]
+    assert state(recovered.engine) == state(live.engine)
     applied = [
-        (e.reading.device, e.reading.time_s if timed else 0.0, *e.reading.values.values(), e.reading.sequence)
+        (s.reading.device, s.reading.time_s if timed else 0.0, s.values.tobytes(), s.reading.sequence)
         for events in expected
-        for e in events
-        if isinstance(e, Scored)
+        for s in events
+        if isinstance(s, Scored)
     ]
     if timed or counted:
         assert len(applied) == len(set(applied))
     assert all(e.time_s >= e.opened_s for events in expected for e in events if isinstance(e, Alert))
+
+
+def disorder(moments: list[Moment], timed: bool, counted: bool) -> list[Reading]:  # noqa: FBT001 - a helper
+    """What arrives: new readings with values of their own, and repetitions of some before."""
+    now_s, sent = 2000.0, list[Reading]()
+    for n, (device, step_s, skew_s, pick, replayed) in enumerate(moments):
+        now_s += step_s
+        if pick < 0 and len(sent) >= -pick:
+            old = sent[pick]
+            again = dataclasses.replace(old, received_s=now_s, time_s=old.time_s if timed else now_s)
+            sent.append(again)
+            continue
+        values = {f"f{k}": 20.0 + n / 7 + k for k in range(3)} | ({"stray": 1.0} if pick == 2 else {})
+        number = (n if pick < 3 else 0) if counted else None
+        stamp = now_s + skew_s if timed else now_s
+        sent.append(Reading(device, "plant", stamp, now_s, values, sequence=number, replayed=replayed))
+    return sent
+
+
+def replay(bench: Bench, scored: Scored) -> list[Event]:
+    """Bring a reading back from what the journal keeps of it."""
+    r = scored.reading
+    seen = {f: v for f, v in zip(scored.fields, scored.values.tolist(), strict=True) if not math.isnan(v)}
+    kept = Reading(
+        r.device,
+        r.source,
+        r.time_s,
+        r.received_s,
+        seen,
+        {},
+        True,
+        r.sequence,
+        r.replayed,
+    )
+    assert bench.engine.place(r.device, r.source, scored.fields) == []
+    return [event for event in bench.feed([kept]) if isinstance(event, Scored | Alert | Refused)]
+
+
+def state(engine: Engine) -> list[object]:
+    """What decides about the next reading of each device."""
+    rows = {row.device: open_state(row.state) for row in engine.checkpoint(1)}
+    return [
+        (
+            name,
+            d.count,
+            d.last_s,
+            d.high_s,
+            d.arrived_s,
+            d.recent,
+            d.last_sequence,
+            d.sequences,
+            repr(d.track),
+            numbers,
+        )
+        for name, (d, numbers) in sorted(rows.items())
+    ]
+
+
+def told(event: Event) -> object:
+    """What the journal and the alert table keep of an event."""
+    if isinstance(event, Scored):
+        return (
+            event.reading.device,
+            event.reading.time_s,
+            event.values.tobytes(),
+            repr(event.score),
+            event.alarm,
+        )
+    return repr(event)
 
 
 def plain(event: Event) -> object:

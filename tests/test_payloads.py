@@ -141,3 +141,29 @@ def test_state_payload_alarm_carries_the_alert_id() -> None:
 def test_info_payload_names_its_schema() -> None:
     """The info topic is versioned like the others."""
     assert json.loads(info_payload({"version": "1"})) == {"schema": "gruard.info/1", "version": "1"}
+
+
+@pytest.mark.parametrize(
+    ("late_s", "said"),
+    [
+        (10_800.0, "(seen 3 h late)."),
+        (95.0, "(seen 1 min 35 s late)."),
+        (0.0, "(seen late)."),
+        (None, "bearing 21%)."),
+    ],
+)
+def test_sentence_of_a_backlog_says_how_late(late_s: float | None, said: str) -> None:
+    """What waited at the broker is told with its delay; where no event time tells it, without a number."""
+    told = sentence(dataclasses.replace(ALERT, late_s=late_s))
+    assert told.startswith("pump-3 behaves unusually: ")
+    assert told.endswith(said)
+    end = sentence(dataclasses.replace(ALERT, state="resolved", late_s=late_s))
+    assert end.startswith("pump-3 is back to normal after 10 s")
+    assert end.count(".") == 1
+
+
+def test_sentence_that_is_given_is_told_as_it_is() -> None:
+    """Some alerts are about something else than values."""
+    assert sentence(dataclasses.replace(ALERT, sentence="pump-3 is gone.")) == "pump-3 is gone."
+    late = dataclasses.replace(ALERT, sentence="pump-3 is gone.", late_s=60.0)
+    assert sentence(late) == "pump-3 is gone (seen 1 min late)."

@@ -15,7 +15,7 @@ import pytest
 from gruard.daemon.config_errors import Shape
 from gruard.daemon.edges.metrics import Metrics
 from gruard.daemon.edges.notify import Notifier
-from gruard.daemon.settings import Settings
+from gruard.daemon.settings import Settings, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -297,6 +297,14 @@ def test_unit_ends_what_is_stuck_in_time() -> None:
     assert fed_every_s < watchdog_s / 2
     assert 5 < float(service["TimeoutStopSec"]) <= 10
     assert service["KillMode"] == "mixed"
+
+
+def test_unit_lets_a_damaged_database_be_saved() -> None:
+    """A start has time to copy the largest database there can be, on a board that copies 2 MB a second."""
+    service = unit_file()["Service"]
+    assert service["TimeoutStartSec"].endswith("h")
+    hours = int(service["TimeoutStartSec"].removesuffix("h"))
+    assert hours * 3600 * 2 > State().max_megabytes
 
 
 def test_unit_leaves_no_secret_behind() -> None:

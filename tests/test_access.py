@@ -124,11 +124,13 @@ def test_gruard_may_write_all_that_it_publishes() -> None:
     assert not any("cmd" in topic for topic in written)
 
 
-def test_the_daemon_does_all_its_work_under_the_list(tmp_path: Path) -> None:
-    """It hears a device, a person sees what it says, and the broker refuses nothing of it."""
+@pytest.mark.parametrize("client_id", ["gruard", "plant-7"])
+def test_the_daemon_does_all_its_work_under_the_list(tmp_path: Path, client_id: str) -> None:
+    """It hears a device, a person sees what it says, nothing is refused, whatever its client id."""
+    config = CONFIG.replace("[[sources]]", f'client_id = "{client_id}"\n[[sources]]')
     with (
         shipped_broker(tmp_path, more=["log_type debug"]) as broker,
-        Daemon(tmp_path, broker.port, config=CONFIG) as daemon,
+        Daemon(tmp_path, broker.port, config=config) as daemon,
         Subscriber(broker.port, "gruard/#", options=login("operator")) as operator,
     ):
         publish(

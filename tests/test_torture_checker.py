@@ -153,7 +153,9 @@ def test_judge_memory_nudged_is_named(run: Run, sound: Run, column: str) -> None
     name = first(run, "ts")
     side = "base_lags" if column == "lags" else column
     row = run.outcome.memory[name][side]
-    run.outcome.memory[name][side] = row + row.dtype.type(1e-3 * max(1.0, np.abs(row).max()) + (column == "count"))
+    run.outcome.memory[name][side] = row + row.dtype.type(
+        1e-3 * max(1.0, np.abs(row).max()) + (column == "count")
+    )
     verdict = run.judge(sound.outcome)
     assert verdict.worst >= 9e-4
     assert [str(f).startswith(f"P3 {name}: its {side} is off by ") for f in verdict.findings] == [True]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from torture.outcome import Counted
 from torture.truth import START_S, mode_of
 
@@ -63,7 +62,10 @@ class Verdict:
 
 
 def resolve(
-    truth: Truth, counted: Mapping[str, Counted], verdict: Verdict, broker_lost: Mapping[str, set[int]] | None = None
+    truth: Truth,
+    counted: Mapping[str, Counted],
+    verdict: Verdict,
+    broker_lost: Mapping[str, set[int]] | None = None,
 ) -> dict[str, Counted]:
     """Hold what was counted against what was sent; returns the readings that should have been counted.
 
@@ -147,7 +149,9 @@ def _compare_scores(name: str, found: Counted, expected: Counted, verdict: Verdi
     verdict.worst = max(verdict.worst, worst)
     if worst > TOLERANCE:
         verdict.add(
-            "P3", name, f"row {at} scored {found.score[at]:.6f}, not {expected.score[at]:.6f}: first or worst of all"
+            "P3",
+            name,
+            f"row {at} scored {found.score[at]:.6f}, not {expected.score[at]:.6f}: first or worst of all",
         )
     if not np.array_equal(found.flags, expected.flags):
         at = int(np.flatnonzero(found.flags != expected.flags)[0])
@@ -161,7 +165,9 @@ def _compare_memory(
         verdict.add("P3", name, "is not remembered at all")
         return
     if found.keys() != expected.keys():
-        verdict.add("P3", name, "is judged by another side: model instead of baseline, or the other way round")
+        verdict.add(
+            "P3", name, "is judged by another side: model instead of baseline, or the other way round"
+        )
         return
     for column, row in expected.items():
         worst, _ = _difference(found[column], row)
@@ -181,7 +187,9 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
     return float(apart[at]), at
 
 
-def _compare_known(name: str, found: Mapping[str, Any], expected: Mapping[str, Any], verdict: Verdict) -> None:
+def _compare_known(
+    name: str, found: Mapping[str, Any], expected: Mapping[str, Any], verdict: Verdict
+) -> None:
     for key, value in expected.items():
         if key in found and found[key] != value:
             verdict.add("P3", name, f"its {key} is {found[key]!r}, not {value!r}")
@@ -204,9 +212,7 @@ def _compare_alert_rows(
             verdict.add("P3", found[key]["device"], f"the newest word on alert {key} differs: {differing}")
 
 
-def _compare_events(
-    heard: Iterable[bytes], expected: Sequence[Mapping[str, Any]], verdict: Verdict
-) -> None:
+def _compare_events(heard: Iterable[bytes], expected: Sequence[Mapping[str, Any]], verdict: Verdict) -> None:
     """What was told: each event at least once, a repetition only byte for byte, and nothing else."""
     verdict.alerts = len(expected)
     told: dict[tuple[str, str, str], bytes] = {}

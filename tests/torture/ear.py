@@ -1,4 +1,4 @@
-"""Who listens to the alerts: a subscriber whose session survives the broker, so that nothing told is missed."""
+"""Who listens to the alerts: a subscriber whose session survives the broker, so nothing told is missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
-
 from support_mqtt import HOST
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The faults, one function each: what is done to the daemon `count` times, and what must hold all the same.
 
-Every function takes an empty folder of its own, a seed and a count, and gives a Report. Choices follow from the
-seed; the exact moment at which a fault meets the daemon does not, so a failing seed may need several tries.
+Every function takes an empty folder of its own, a seed and a count, and gives a Report. Choices follow from
+the seed; the exact moment at which a fault meets the daemon does not: a failing seed may need several tries.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gruard.daemon.edges.failpoints import NAMES
 from support_mqtt import wait_until
+from torture.checker import Verdict
 from torture.netns import Namespace, why_not
 from torture.rig import READY_S, Rig
 from torture.truth import FOR_EVER, MODES
+
+from gruard.daemon.edges.failpoints import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torture.checker import Verdict
     from torture.truth import Mode
 
 #: A failpoint that is not reached in this time is not on the way of anything.
@@ -77,57 +78,83 @@ def kill_at_random(
     return Report("F1", seed, count, verdict, time.monotonic() - began_s, {"ready_s": slowest_s})
 
 
-def die_at_failpoints(folder: Path, seed: int, count: int, names: Sequence[str] = NAMES) -> Report:
-    """F2: SIGKILL at each named failpoint, `count` times."""
+def die_at_failpoints(
+    folder: Path,
+    seed: int,
+    count: int,
+    names: Sequence[str] = NAMES,
+    *,
+    rate: float = 1000.0,
+    chained: bool = False,
+) -> Report:
+    """F2: SIGKILL at each named failpoint, `count` times.
+
+    `chained`: the restart after a death is already armed with the next one.
+    """
     rng, began_s = random.Random(seed), time.monotonic()
     switching = [name for name in names if name.startswith("model.")]
     others = [name for name in names if name not in switching for _ in range(count)]
     rng.shuffle(others)
-    with Rig(folder, seed, modes=MODES) as rig:
-        for name in others:
-            rig.daemon.kill()
+    verdict = _die_in_turn(folder, seed, rng, others, rate, chained=chained) if others else Verdict()
+    for turn in range(count if switching else 0):
+        here = folder / f"switch-{turn}"
+        here.mkdir()
+        _add(verdict, _die_while_switching(here, seed + turn, switching))
+    return Report("F2", seed, count * len(names), verdict, time.monotonic() - began_s)
+
+
+def _die_in_turn(
+    folder: Path, seed: int, rng: random.Random, names: Sequence[str], rate: float, *, chained: bool
+) -> Verdict:
+    with Rig(folder, seed, modes=MODES, rate=rate) as rig:
+        for turn, name in enumerate(names):
+            if turn == 0 or not chained:
+                time.sleep(rng.uniform(0.1, 0.4))  # so that a recovery has something to replay
+                rig.daemon.kill()
             passes = rng.randint(1, _PASSES.get(name.split(".", maxsplit=1)[0], _OFTEN))
             _die_at(rig, f"{name}:{passes}")
+            if not chained:
+                _restart(rig)
+        if chained:
             _restart(rig)
-        verdict = rig.finish()
-    for name in switching:
-        for turn in range(count):
-            here = folder / f"{name}-{turn}"
-            here.mkdir()
-            _add(verdict, _die_while_switching(here, seed + turn, name))
-    return Report("F2", seed, count * len(names), verdict, time.monotonic() - began_s)
+        return rig.finish()
 
 
 def _die_at(rig: Rig, failpoint: str) -> None:
     """Start the daemon armed, and let it die there."""
     rig.daemon.launch(failpoint)
     if failpoint.startswith("stop."):
-        assert rig.daemon.ready(), rig.daemon.log()
+        assert rig.daemon.ready(), rig.daemon.why()
         rig.daemon.signal(signal.SIGTERM)
+    _died_at(rig, failpoint)
+
+
+def _died_at(rig: Rig, failpoint: str) -> None:
     status = rig.daemon.died(REACH_S)
     if status != -signal.SIGKILL:
         rig.verdict.add("F2", "all", f"{failpoint} was not reached: status {status}")
+        rig.daemon.kill()
 
 
-def _die_while_switching(folder: Path, seed: int, name: str) -> Verdict:
-    """Death while the first model takes charge; after the restart another round brings one."""
-    with Rig(folder, seed, places=6, rate=600.0, every="999h", life=FOR_EVER, armed=f"{name}:1") as rig:
-        status = rig.daemon.died(2 * REACH_S)
-        if status != -signal.SIGKILL:
-            rig.verdict.add("F2", "all", f"{name} was not reached: status {status}")
-            rig.daemon.kill()
+def _die_while_switching(folder: Path, seed: int, names: Sequence[str]) -> Verdict:
+    """Deaths while the first model takes charge; after each of them another round brings one."""
+    armed = [f"{name}:1" for name in names]
+    with Rig(folder, seed, places=4, rate=300.0, every="999h", life=FOR_EVER, armed=armed[0]) as rig:
+        _died_at(rig, armed[0])
+        for failpoint in armed[1:]:
+            _die_at(rig, failpoint)
         _restart(rig)
         promoted = 'gruard_retrain_total{result="promoted"}'
         if not wait_until(lambda: rig.daemon.metric(promoted) == 1, 2 * REACH_S):
-            rig.verdict.add("P8", "all", f"no model took charge after a death at {name}")
+            rig.verdict.add("P8", "all", f"no model took charge after deaths at {', '.join(names)}")
         time.sleep(0.5)
         return rig.finish()
 
 
-def kill_while_recovering(folder: Path, seed: int, count: int) -> Report:
+def kill_while_recovering(folder: Path, seed: int, count: int, *, rate: float = 1000.0) -> Report:
     """F3: up to five deaths in a row during the recovery from the one before."""
     rng, began_s, deaths = random.Random(seed), time.monotonic(), 0
-    checkpoint_s, rate = 3, 1000.0
+    checkpoint_s = 3
     with Rig(folder, seed, modes=MODES, rate=rate, checkpoint=f"{checkpoint_s}s") as rig:
         for _ in range(count):
             time.sleep(rng.uniform(0.3, 2.0))
@@ -234,9 +261,9 @@ def stop_under_load(folder: Path, seed: int, count: int) -> Report:
             time.sleep(rng.uniform(0.2, 1.2))
             stopped_s = time.monotonic()
             rig.stop()
+            rig.sender.rate = 1000.0
             slowest_s = max(slowest_s, time.monotonic() - stopped_s)
             _restart(rig)
-        rig.sender.rate = 1000.0
         verdict = rig.finish()
     return Report("F21", seed, count, verdict, time.monotonic() - began_s, {"stop_s": slowest_s})
 
@@ -269,7 +296,7 @@ def overload(folder: Path, seed: int, count: int) -> Report:
 
 
 def soak(folder: Path, seed: int, count: int, *, every_s: float = 30.0) -> Report:
-    """F22: for `count` minutes a fault every half minute, by turns of chance; memory and descriptors stay flat."""
+    """F22: for `count` minutes a random fault every half minute; memory and descriptors stay flat."""
     rng, began_s = random.Random(seed), time.monotonic()
     namespace = None if why_not() else Namespace().make()
     resident: list[int] = []
@@ -294,7 +321,9 @@ def soak(folder: Path, seed: int, count: int, *, every_s: float = 30.0) -> Repor
         verdict.add("P7", "all", f"memory grew by {grown / 1e6:.1f} MB over the soak")
     spread = max(descriptors) - min(descriptors)
     if spread > 4:  # one more for a connection that comes or goes, and a reader of the database
-        verdict.add("P7", "all", f"open file descriptors ranged from {min(descriptors)} to {max(descriptors)}")
+        verdict.add(
+            "P7", "all", f"open file descriptors ranged from {min(descriptors)} to {max(descriptors)}"
+        )
     facts = {"faults": float(faults), "grown_mb": grown / 1e6, "descriptors": float(max(descriptors))}
     return Report("F22", seed, count, verdict, time.monotonic() - began_s, facts)
 
@@ -327,7 +356,7 @@ def _restart(rig: Rig, *, wait: bool = True) -> float:
     rig.daemon.launch()
     if not wait:
         return 0.0
-    assert rig.daemon.ready(), rig.daemon.log()
+    assert rig.daemon.ready(), rig.daemon.why()
     return time.monotonic() - started_s
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Self
 
 _CLONE_NEWNET = 0x40000000
-#: RFC 5737 calls this network documentation: nothing on a real one is shadowed.
-OUTSIDE, INSIDE = "192.0.2.1", "192.0.2.2"
+#: RFC 5737 keeps this network for documentation: nothing on a real one is shadowed.
+OUTSIDE, INSIDE = "203.0.113.1", "203.0.113.2"
+_NETWORK = "203.0.113."
 _PREFIX = 30
 _NOBODY = "02:00:00:00:00:99"  # a locally administered address that no interface has
 
@@ -33,7 +34,10 @@ def why_not() -> str:
     if made.returncode:
         return f"no network namespace can be made: {made.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", probe], check=False)
-    return ""
+    taken = subprocess.run(
+        ["ip", "route", "show", "table", "all"], capture_output=True, text=True, check=True
+    )
+    return f"the network {_NETWORK}0 is in use here" if _NETWORK in taken.stdout else ""
 
 
 class Namespace:

@@ -1,4 +1,4 @@
-"""What a run came to: counted readings, memory and alerts, of a state directory or of a run without faults."""
+"""What a run came to: counted readings, memory, alerts; of a state directory or of a run without faults."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from torture.truth import FIELDS, LEVELS, mode_of
 
 from gruard.daemon import wiring
 from gruard.daemon.core.engine import Engine, group_name
@@ -23,7 +25,6 @@ from gruard.daemon.inspection import ALL_ROWS, switches
 from gruard.daemon.pipeline import Pipeline
 from gruard.daemon.records import Reading
 from gruard.models.group import Phase
-from torture.truth import FIELDS, LEVELS, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,19 +89,20 @@ def recovered(directory: Path, settings: Settings, names: Sequence[str]) -> Outc
 
 
 def uninterrupted(readings: Mapping[str, Counted], settings: Settings, followed: Path | None) -> Outcome:
-    """Run readings through the pipeline as if nothing had ever happened. Scores of `readings` are not looked at.
+    """Run readings through the pipeline as if nothing had ever happened; their scores are not looked at.
 
     `followed`: a state directory whose changes of weights are repeated after as many readings of each device.
     """
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        with open_database(Path(folder), now_s=time.time()) as database:
-            run = _Run(_pipeline(database, Path(folder), settings), readings)
-            for switch in [] if followed is None else switches(followed):
-                run.adopt(switch)
-            run.feed({name: len(rows) for name, rows in readings.items()})
-            engine = run.pipeline.engine
-            counted = journalled(Path(folder), list(readings))
-            return Outcome(counted, _memory(engine), _known(engine), run.newest, run.events)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torture-")))
+        database = stack.enter_context(open_database(folder, now_s=time.time()))
+        run = _Run(_pipeline(database, folder, settings), readings)
+        for switch in [] if followed is None else switches(followed):
+            run.adopt(switch)
+        run.feed({name: len(rows) for name, rows in readings.items()})
+        engine = run.pipeline.engine
+        counted = journalled(folder, list(readings))
+        return Outcome(counted, _memory(engine), _known(engine), run.newest, run.events)
 
 
 class _Run:
@@ -113,7 +115,7 @@ class _Run:
         self._fed = dict.fromkeys(readings, 0)
 
     def adopt(self, switch: Switch) -> None:
-        """Let a model take charge after as many readings of its devices as it did in the run that is followed."""
+        """Let a model take charge after as many readings of its devices as in the run that is followed."""
         self.feed({name: shown for name, shown in switch.shown.items() if name in self._readings})
         self.pipeline.adopt(switch.package, "followed")
 
@@ -182,4 +184,6 @@ def _memory(engine: Engine) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _known(engine: Engine) -> dict[str, dict[str, Any]]:
-    return {name: msgspec.to_builtins(device) for name, device in engine.devices.items()}
+    """Without the arrival of the newest reading: it differs from run to run, and nothing comes of it."""
+    known = {name: msgspec.to_builtins(device) for name, device in engine.devices.items()}
+    return {name: {key: facts[key] for key in facts if key != "arrived_s"} for name, facts in known.items()}

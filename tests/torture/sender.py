@@ -28,9 +28,12 @@ _PACKET_IDS = 65_535
 
 
 class Sender:
-    """Publishes a fleet's readings, device after device in turn, at a steady rate until it is stopped."""
+    """Publishes a fleet's readings, device after device in turn, at a steady rate until it is stopped.
 
-    def __init__(self, port: int, truth: Truth, rate: float, host: str = HOST) -> None:
+    `begun`: readings of each place that were sent before and are not sent again.
+    """
+
+    def __init__(self, port: int, truth: Truth, rate: float, *, begun: int = 0, host: str = HOST) -> None:
         self.rate = rate  # readings per second; may be changed while it runs
         self._address = (host, port)
         self._truth = truth
@@ -41,6 +44,10 @@ class Sender:
         self._again: list[tuple[str, int]] = []  # of an ended connection, oldest first
         self._made = [0] * truth.fleet.places  # readings made at each place
         self._turn = 0
+        for _ in range(begun * len(self._made)):  # these the daemon has from before
+            reading = self._take()
+            truth.sent(*reading)
+            truth.acknowledged(*reading)
         self._running = threading.Event()
         self._stopping = threading.Event()
         self._idle = threading.Event()  # nothing is open and nothing is to be sent again

@@ -42,7 +42,7 @@ class Tap:
         self._threads = [threading.Thread(target=self._accept, name="torture-tap")]
         self.delivered: Counter[tuple[str, bytes]] = Counter()  # broker -> daemon: topic, payload
         self.acked: Counter[tuple[str, bytes]] = Counter()  # of those, PUBACKed by the daemon
-        self.told: list[bytes] = []  # payloads from the daemon that the broker PUBACKed
+        self.told: list[tuple[str, bytes]] = []  # topic, payload from the daemon that the broker PUBACKed
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -103,6 +103,7 @@ class Tap:
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
         self._open.discard(source)
+        source.close()
 
     def _from_broker(self, kind: int, flags: int, body: bytes, inward: Wire, outward: Wire) -> None:
         with self._lock:
@@ -114,7 +115,7 @@ class Tap:
             elif kind == _PUBACK:
                 told = outward.open.pop(int.from_bytes(body[:2], "big"), None)
                 if told is not None:
-                    self.told.append(told[1])
+                    self.told.append(told)
 
     def _from_daemon(self, kind: int, flags: int, body: bytes, inward: Wire, outward: Wire) -> None:
         with self._lock:

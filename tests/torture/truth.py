@@ -1,9 +1,9 @@
-"""What was really sent: a fleet whose every reading follows from a seed, and the record of what became of each.
+"""What was really sent: a fleet whose every reading follows from a seed, and what became of each.
 
 Three kinds of devices publish: `ts` with an event time, `seq` with a rising number, `dumb` with neither. The
-broker's word decides: a reading it acknowledged must be counted once. One that was put on the wire again after
-a broken connection may have reached the broker twice; time or number tell the daemon so, and of a dumb sensor
-nobody can, so there the record allows as many copies as were sent.
+broker's word decides: a reading it acknowledged must be counted once. One that was put on the wire again
+after a broken connection may have reached the broker twice; time or number tell the daemon so, and of a dumb
+sensor nobody can, so there the record allows as many copies as were sent.
 
 Each place in the plant gets a new device after `life` readings, in turns: the daemon hushes a device that
 alarms again and again, and only fresh ones keep alerts and enrolments coming for as long as a run lasts.

@@ -22,7 +22,7 @@ $(shell rm -f .venv/.ready .venv/.ready-check)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel check bench quality clean
+.PHONY: help demo test test-wheel check bench quality torture clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -71,6 +71,10 @@ bench: .venv/.ready ## measure speed and memory, one benchmark after the other
 quality: .venv/.ready ## measure detection on labelled recordings, beside the peers (hours; ARGS=--help tells more)
 	@$(PIP) --no-build-isolation -e '.[peers]'
 	$(BIN)/python bench/bench_quality.py $(ARGS)
+
+torture: .venv/.ready ## kill and cut off a real daemon hundreds of times and check its history (two hours; ARGS=--help)
+	@bash .ci/system-packages mosquitto=mosquitto mosquitto_pub=mosquitto-clients ip=iproute2
+	cd tests && "$(CURDIR)/$(BIN)/python" -m torture $(ARGS)
 
 clean: ## remove everything that is made here, .venv too
 	rm -rf .venv .venv-wheel .typing build dist *.egg-info .coverage .coverage.* coverage.xml

@@ -94,24 +94,29 @@ class Bounded(Journal):
         )
         return self._write(sql, (cut, limit)).rowcount
 
-    def _held(self) -> Iterator[tuple[int, str | None, int]]:
-        """Each device's id, its name, and how many readings it holds."""
-        for identity, device, packed in self._all("SELECT id, device, packed_rows FROM devices"):
-            yield identity, device, packed + len(self._tail.lsns.get(identity, ()))
+    def _held(self) -> Iterator[tuple[int, int]]:
+        """Each device's id and how many readings it holds."""
+        for identity, packed in self._all("SELECT id, packed_rows FROM devices WHERE device IS NOT NULL"):
+            yield identity, packed + len(self._tail.lsns.get(identity, ()))
 
     def _over_cap(self, cap: int) -> Iterator[tuple[int, int]]:
         """Device ids and by how many readings each is over its cap; forgotten ones by all they have."""
-        for identity, device, rows in self._held():
-            if device is None:
-                yield identity, HIGHEST_LSN
-            elif rows > cap + cap // _SLACK:
+        forgotten = "SELECT id FROM devices WHERE device IS NULL AND (packed_rows > 0 OR packed_lsn < ?)"
+        for (identity,) in self._all(forgotten, (self._oldest_lsn(),)):
+            yield identity, HIGHEST_LSN
+        for identity, rows in self._held():
+            if rows > cap + cap // _SLACK:
                 yield identity, rows - cap
+
+    def _oldest_lsn(self) -> int:
+        """The first LSN that the journal holds."""
+        return int(self._all("SELECT coalesce(min(lsn), ?) FROM readings", (HIGHEST_LSN,))[0][0])
 
     def _drop_aged(self, oldest_s: float, limit: int, cut: int) -> int:
         """Delete up to `limit` readings of before `oldest_s`, of the next few devices of a round."""
         removed = 0
         if not self._to_age:
-            self._to_age = [identity for identity, _, rows in self._held() if rows]
+            self._to_age = [identity for identity, rows in self._held() if rows]
         for _ in range(min(_LOOKS, len(self._to_age))):
             if removed >= limit:
                 break
@@ -124,7 +129,7 @@ class Bounded(Journal):
         fruitless = 0  # devices whose readings recovery needs, every one
         if self._used_bytes() <= most_bytes:
             return removed
-        held = [(-rows, identity) for identity, _, rows in self._held() if rows]
+        held = [(-rows, identity) for identity, rows in self._held() if rows]
         heapify(held)
         while held and removed < limit and fruitless < _LOOKS and self._used_bytes() > most_bytes:
             rows, identity = heappop(held)
@@ -161,7 +166,8 @@ class Bounded(Journal):
             entry = self._entry(identity)
             self._keep("devices", entry._replace(packed_rows=max(0, entry.packed_rows - removed)))
         if not packs:
-            self._write("DELETE FROM devices WHERE id = ? AND device IS NULL", (identity,))
+            sql = "DELETE FROM devices WHERE id = ? AND device IS NULL AND packed_lsn < ?"
+            self._write(sql, (identity, self._oldest_lsn()))
         return removed
 
     def _shorten(  # a pack's columns, and what of it may go

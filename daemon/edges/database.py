@@ -247,7 +247,15 @@ def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path |
         schema.create(path)
     suspect.unlink(missing_ok=True)
     _sync_directory(path.parent)
-    return schema.open_sound(path), set_aside, salvaged
+    try:
+        return schema.open_sound(path), set_aside, salvaged
+    except schema.DamagedError:
+        if salvaged is None:
+            raise
+    # Rows that were proven one by one and do not fit together: nothing may stop a start.
+    _set_aside(path, now_s)
+    schema.create(path)
+    return schema.open_sound(path), set_aside, None
 
 
 def _salvage(path: Path, saved: Path) -> Salvaged:

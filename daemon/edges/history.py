@@ -72,15 +72,18 @@ class Reader(Tables):
         Rows older than the `keep_from_lsn` of a `prune` may have left the journal.
         """
         sql = (
-            "SELECT r.lsn, d.device, r.fieldset, r.record"
-            " FROM readings AS r JOIN devices AS d ON d.id = r.device"
-            " WHERE r.lsn > ? AND d.device IS NOT NULL ORDER BY r.lsn LIMIT ?"
+            "SELECT r.lsn, d.id, d.device, r.fieldset, r.record"
+            " FROM readings AS r LEFT JOIN devices AS d ON d.id = r.device"
+            " WHERE r.lsn > ? ORDER BY r.lsn LIMIT ?"
         )
         while rows := self._all(sql, (lsn, batch)):
-            for row in rows:
-                reading = self._stored_reading(*row)
-                if reading is not None:
-                    yield reading
+            for number, known, device, *rest in rows:
+                if device is not None:
+                    reading = self._stored_reading(number, device, *rest)
+                    if reading is not None:
+                        yield reading
+                elif known is None:  # of no device that ever was; a forgotten one keeps its row as long
+                    self.skipped_rows += 1
             lsn = self._advanced(lsn, rows[-1][0])
 
     def count_readings(self) -> int:

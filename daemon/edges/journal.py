@@ -82,9 +82,11 @@ class Journal(Reader):
             for (identity,) in self._all("SELECT id FROM devices WHERE device = ?", (device,)):
                 for generation in self._generations():
                     sql = f"DELETE FROM {CHECKPOINTS[generation.id]} WHERE device = ?"  # noqa: S608 - one of two
-                    gone = self._write(sql, (identity,)).rowcount
-                    self._keep("generations", generation._replace(states=generation.states - gone))
-                self._keep("devices", self._entry(identity)._replace(device=None))
+                    states = generation.states - self._write(sql, (identity,)).rowcount
+                    self._keep("generations", generation._replace(states=states))
+                # Its row stays as long as the journal has readings of its.
+                gone = self._entry(identity)._replace(device=None, packed_lsn=self.next_lsn - 1)
+                self._keep("devices", gone)
                 self._tail.drop(identity, HIGHEST_LSN)
             self._owners.pop(device, None)
 

@@ -24,6 +24,7 @@ from gruard.daemon.edges.checksums import SEALED, is_sound, keeping, read_delive
 from gruard.daemon.edges.packs import (
     Fieldset,
     checkpoint_checksum,
+    fieldset_text,
     pack_owner,
     pack_range,
     read_fieldset,
@@ -122,7 +123,7 @@ class Salvage:
         }  # fmt: skip
         for table, rowid, row in self._rows(lambda table: table in _HANGING):
             take[table](rowid, *row[1:])
-        self._write_devices()
+        self._settle()
         self._write_sealed()
         self._count_lost()
         return Salvaged(dict(self._saved), {table: count for table, count in self._lost.items() if count > 0})
@@ -253,8 +254,8 @@ class Salvage:
 
     # --- putting it together --------------------------------------------------------------------------------
 
-    def _write_devices(self) -> None:
-        """Bring the devices' counters to what was saved of their packs."""
+    def _settle(self) -> None:
+        """Bring the devices' counters to what was saved of their packs, and enter names from an index."""
         packed: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         sql = "SELECT id, fieldset, last_lsn, length(body) FROM packs ORDER BY id"
         for pack, fieldset, last, size in self._target.execute(sql):
@@ -283,8 +284,17 @@ class Salvage:
             if low < lsn <= high:
                 known[identity] = known[identity]._replace(readings=known[identity].readings - 1)
         self._sealed["devices"] = {identity: (identity, tuple(entry)) for identity, entry in known.items()}
+        for identity, fields in self._fieldsets.proven.items():
+            row = (identity, fields.source, fieldset_text(fields.fields))
+            self._sealed["fieldsets"].setdefault(identity, (identity, row))
 
     def _write_sealed(self) -> None:
+        self._target.execute("DELETE FROM generations")  # a new file's, which say that there is nothing
+        for generation, table in enumerate(CHECKPOINTS):
+            ((newest,),) = self._target.execute(f"SELECT max(lsn) FROM {table}")  # noqa: S608 - one of two names
+            _, known = self._sealed["generations"].get(generation, (0, None))
+            if known and newest and known[1] < newest:  # left over from before
+                del self._sealed["generations"][generation]
         for table, rows in self._sealed.items():
             for _, row in sorted(rows.values()):
                 if row[0] != "schema_version":

@@ -85,6 +85,15 @@ _V2: Final = (
 #: Entry i lifts version i to i + 1; a new file is version 0. Released entries are never edited.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
 
+#: The tables that take anything, and what their columns hold.
+_UNCONSTRAINED: Final = {
+    "readings": {"device": "integer", "fieldset": "integer", "record": "blob"},
+    "packs": {"fieldset": "integer", "first_lsn": "integer", "last_lsn": "integer", "body": "blob"},
+    "checkpoints_0": {"lsn": "integer", "layout": "text", "state": "blob", "checksum": "integer"},
+    "checkpoints_1": {"lsn": "integer", "layout": "text", "state": "blob", "checksum": "integer"},
+    "deliveries": {"count": "integer", "body": "blob"},
+}
+
 #: A start checks every page of a file up to this size, which takes a few seconds. Of a larger one it leaves
 #: the packs out: their records have checksums, and a damaged page fails in use and is found next time.
 WHOLE_CHECK_BYTES: Final = 1_000_000_000
@@ -160,11 +169,12 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
         elif path.stat().st_size <= WHOLE_CHECK_BYTES:
             _check(connection, "quick_check(1)")
         else:
-            for table in (*SEALED, "readings", "checkpoints_0", "checkpoints_1", "deliveries"):
+            for table in {*SEALED, *_UNCONSTRAINED} - {"packs"}:
                 _check(connection, f"quick_check({table})")
         migrate(connection)
         _check_columns(connection)
         _check_sealed(connection)
+        _check_samples(connection)
     return connection
 
 
@@ -219,6 +229,23 @@ def _check_sealed(connection: sqlite3.Connection) -> None:
     # A number near the highest there is would refuse every further row.
     if any(not 0 <= number < 1 << 31 for (number,) in connection.execute("SELECT seq FROM sqlite_sequence")):
         raise DamagedError("a counter of rows is damaged")
+
+
+def _check_samples(connection: sqlite3.Connection) -> None:
+    """Refuse a file in which a table without constraints holds another's rows: their pages were exchanged."""
+    for table, kinds in _UNCONSTRAINED.items():
+        columns = ", ".join(f"typeof({column})" for column in kinds)
+        sql = f"SELECT {columns} FROM {table} ORDER BY rowid DESC LIMIT 8"  # noqa: S608 - names from above
+        rows = connection.execute(sql).fetchall()
+        if rows and tuple(kinds.values()) not in rows:
+            raise DamagedError(f"what {table} holds are no {table}")
+    for generation, lsn in connection.execute("SELECT id, lsn FROM generations"):
+        sql = (
+            f"SELECT 1 FROM (SELECT lsn FROM checkpoints_{generation} ORDER BY rowid DESC LIMIT 8)"  # noqa: S608
+            " WHERE lsn > ?"
+        )
+        if connection.execute(sql, (lsn,)).fetchone():
+            raise DamagedError("its generations of checkpoints are exchanged")
 
 
 def _check_columns(connection: sqlite3.Connection) -> None:

@@ -11,24 +11,20 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from support_daemon import CONFIG, Daemon
-from support_mqtt import Mosquitto, Subscriber, wait_until
-from support_shim import EVERY, NEVER, Kind, Load, ServiceManager, Shim, fill, journalled, running, small_disk
+from support_mqtt import Subscriber
+from support_shim import EVERY, NEVER, Kind, Shim, fill, small_disk
+from support_site import PROMPT_S, WATCHDOG_S, Load, Site, journalled, site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 STEPS = Path(__file__).with_name("faults") / "steps.py"
-#: Longest time until trouble shows, and until all is well once its cause is gone.
-PROMPT_S = 5.0
-WATCHDOG_S = 10.0
 
 
 @pytest.fixture(params=range(10 if EVERY else 1))
@@ -64,58 +60,6 @@ def test_every_disk_operation_may_fail_and_nothing_acknowledged_is_lost(tmp_path
     assert len(runs) == (4 * head["steps"] if EVERY else -(-head["steps"] // 7))
     assert sum(bool(run["failed"]) for run in runs) > len(runs) / 2
     assert [run for run in runs if run["wrong"]] == []
-
-
-class Site:
-    """A broker, a daemon under the shim and a stand-in for systemd; the state is kept at `state`."""
-
-    def __init__(self, folder: Path, state: Path) -> None:
-        self.broker = Mosquitto(folder, ["max_queued_messages 100000"])
-        config = CONFIG.replace("{state}", str(state)).replace("[mqtt]", "[mqtt]\nkeepalive_s = 5")
-        self.daemon = Daemon(folder, self.broker.port, config=config + '[train]\nevery = "off"\n')
-        self.daemon.state = state
-        self.shim = Shim(folder, state)
-        self.manager = ServiceManager(folder, WATCHDOG_S)
-
-    def reasons(self) -> str:
-        """Why the daemon is not ready; empty when it is, and when it does not answer."""
-        status, body = self.daemon.get("/readyz")
-        return " ".join(json.loads(body)["reasons"]) if status == 503 else ""
-
-    def waits(self, condition: Callable[[], object], timeout_s: float = PROMPT_S) -> bool:
-        """Whether it came true in time, while the watchdog's messages are noted."""
-
-        def true() -> bool:
-            self.manager.listen()
-            return bool(condition())
-
-        return wait_until(true, timeout_s)
-
-    def ready(self) -> bool:
-        return self.daemon.get("/readyz")[0] == 200
-
-    def rests(self, seconds: float) -> None:
-        self.waits(lambda: False, seconds)
-
-    def has_all_of(self, load: Load) -> bool:
-        """Whether everything sent was taken, once and in order; ends the load."""
-        load.stop()
-        self.waits(lambda: journalled(self.daemon.state, load.sent) == load.sent, 60)
-        assert journalled(self.daemon.state, load.sent) == load.sent, self.daemon.log()[-5000:]
-        return True
-
-
-@contextmanager
-def site(folder: Path, state: Path) -> Iterator[Site]:
-    made = Site(folder, state)
-    with (
-        made.shim,
-        made.manager,
-        made.broker,
-        running(made.daemon, made.shim.environ, made.manager.environ),
-    ):
-        made.manager.begin()
-        yield made
 
 
 def health_told(lines: list[str]) -> list[list[str]]:

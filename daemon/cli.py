@@ -199,11 +199,13 @@ def _print_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> in
         return OK
     from rich.console import Console  # noqa: PLC0415 - see the module docstring
     from rich.table import Table  # noqa: PLC0415 - see the module docstring
+    from rich.text import Text  # noqa: PLC0415 - see the module docstring
 
     shown = [name for name in (rows[0] if rows else {"nothing here yet": None}) if name not in _JSON_ONLY]
     table = Table(*shown, box=None)
     for row in rows:
-        table.add_row(*("" if row[name] is None else str(row[name]) for name in shown))
+        # Text is shown as it is: names come from topics, and brackets would be markup.
+        table.add_row(*(Text("" if row[name] is None else str(row[name])) for name in shown))
     Console().print(table)
     return OK
 

@@ -58,6 +58,8 @@ IDLE_S = 0.1
 TICK_S = 1.0
 #: How often a commit that the disk did not take is tried again.
 RETRY_S = 1.0
+#: How often a start that takes long says that it moves: salvage and replay of a large database.
+START_BEAT_S = 10.0
 #: Open alerts looked through at start-up for a summary of our own.
 MOST_OPEN = 100_000
 #: Shutdown: what may be spent on scoring what was taken, and on the end of each part.
@@ -80,6 +82,7 @@ class Service:
         self._retry_s: float | None = None  # when the disk is asked again; None: it takes what it is given
         # With half of its window unacknowledged, the broker is about to wait for us: do not wait for more.
         self._commit_at = min(settings.state.commit_readings, -(-settings.mqtt.receive_maximum // 2))
+        self._starting = True
         self._watched_s = time.monotonic()  # when the watchdog was last fed
 
     # -- start-up ------------------------------------------------------------------------------
@@ -94,6 +97,7 @@ class Service:
             self._supervision.serve(self._settings.http.address, open_edges)
             handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
             self._broker.start()
+            self._starting = False
             self._notifier.ready("running")
             try:
                 self._loop()
@@ -176,6 +180,9 @@ class Service:
     def _beat(self) -> None:
         """Say that the worker moves: once a turn, and between the steps of long work within one."""
         now = self._supervision.looped_s = time.monotonic()
+        if self._starting and now - self._watched_s >= START_BEAT_S:
+            self._watched_s = now
+            self._notifier.starting(3 * START_BEAT_S)
         interval_s = self._notifier.watchdog_interval_s
         if interval_s is not None and now - self._watched_s >= interval_s:
             self._watched_s = now

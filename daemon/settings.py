@@ -297,8 +297,8 @@ class State(Table):
 
     directory: FilePath = Path("/var/lib/gruard")
     """Directory of the database; systemd's STATE_DIRECTORY when not set."""
-    max_rows_per_device: int = Field(default=20_000, ge=100, le=10_000_000)
-    """Newest readings kept for each device (count)."""
+    max_rows_per_device: int = Field(default=20_000, ge=1200, le=10_000_000)
+    """Newest readings kept for each device, at least what enrolment reads again (count)."""
     max_megabytes: int = Field(default=4000, ge=10, le=10_000_000)
     """Size beyond which the oldest history of all devices goes, in MB (10^6 bytes)."""
     max_age: Annotated[str, _duration(3600, off=True)] = "off"

@@ -160,13 +160,6 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "rich": ("gruard.daemon.backtest.*", "gruard.daemon.demo.*", "gruard.daemon.cli*"),
 }
 
-#: Whoever imports one of these can run code that arrives as bytes.
-_EXECUTING_MODULES = frozenset(
-    {"cloudpickle", "dill", "jinja2", "joblib", "jsonpickle", "marshal", "pickle", "shelve", "yaml"}
-)
-_EXECUTING_CALLS = frozenset({"eval", "exec", "compile", "__import__"})
-_EXECUTING_NAMES = frozenset({"torch.load", "builtins.eval", "builtins.exec", "builtins.compile"})
-
 _OUTSIDE_MODULES = frozenset(
     {
         *("asyncio", "concurrent", "http", "io", "multiprocessing", "os", "pathlib", "select", "selectors"),
@@ -287,8 +280,6 @@ def _import_faults(module: str, name: str, imported: Import) -> Iterator[str]:
         yield f"imports everything from {target}"
     if root in {"daemon", "models"}:
         yield f"imports the bare name {root}, a second copy"
-    elif root in _EXECUTING_MODULES:
-        yield f"imports {root}, which can execute stored bytes"
     elif root == "gruard":
         if not _ours_allowed(module, layer, imported):
             yield f"{name} may not import {target}"
@@ -314,12 +305,8 @@ def _use_faults(module: str, layer: Layer, tree: ast.Module) -> Iterator[tuple[i
             dotted = _dotted(node, local)
             if dotted in _CLOCKS and not layer.clocks:
                 yield node.lineno, f"reads the clock {dotted}"
-            if dotted in _EXECUTING_NAMES or dotted in _EXECUTING_CALLS:
-                yield node.lineno, f"uses {dotted}, which can execute stored bytes"
             if dotted == "open" and _is_pure(module, layer):
                 yield node.lineno, "opens a file, but its layer is pure"
-        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value):
-            yield node.value.lineno, "allows pickle, which can execute stored bytes"
 
 
 def _local_names(tree: ast.Module) -> dict[str, str]:
@@ -355,10 +342,6 @@ def _absolute(module: str, node: ast.ImportFrom, *, is_package: bool) -> str:
 
 def _is_pure(module: str, layer: Layer) -> bool:
     return layer.pure and module not in TOUCHES_FILES
-
-
-def _is_false(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is False
 
 
 def _last_name(node: ast.expr) -> str | None:

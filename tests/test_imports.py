@@ -169,24 +169,6 @@ BROKEN = {
         "import datetime\ndatetime.date.today()",
         "reads the clock datetime.date.today",
     ),
-    "pickle is imported": ("gruard.daemon.cli", "import pickle", "imports pickle, which can execute"),
-    "yaml is imported": (
-        "gruard.daemon.settings",
-        "def f():\n    from yaml import safe_load",
-        "imports yaml, which can execute",
-    ),
-    "eval is called": ("gruard.daemon.cli", "eval(text)", "uses eval, which can execute"),
-    "exec is called": ("gruard.daemon.cli", "exec(text)", "uses exec, which can execute"),
-    "torch.load is called": (
-        "gruard.models.training.fit",
-        "import torch\ntorch.load(path)",
-        "uses torch.load, which can execute",
-    ),
-    "numpy may unpickle": (
-        "gruard.models.training.fit",
-        "import numpy as np\nnp.load(path, allow_pickle=True)",
-        "allows pickle, which can execute",
-    ),
     "the bare daemon is imported": (
         "gruard.daemon.cli",
         "from daemon.records import Reading",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
+        # Kept for good: when visitors hold every descriptor, the watchdog must still hear of us.
+        self._datagrams = None if self._address is None else _datagram_socket()
+        if self._datagrams is not None:
+            weakref.finalize(self, self._datagrams.close)
         self.watchdog_interval_s = _watchdog_interval_s(environ)
+
+    def starting(self, seconds: float) -> None:
+        """Say that start-up moves, and within how many seconds the next word comes (EXTEND_TIMEOUT_USEC)."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
     def ready(self, status: str) -> None:
         """Say that start-up is over, and what `systemctl status` shows from now on."""
@@ -43,12 +52,17 @@ class Notifier:
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:
-        if self._address is None:
+        if self._address is None or self._datagrams is None:
             return
-        # A socket for each message: they are seconds apart, and there is none to go stale.
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
-            datagrams.setblocking(False)
-            datagrams.sendto(message.encode("utf-8", "replace"), self._address)
+        # Not connected: each message finds a manager that was restarted under the same name.
+        with contextlib.suppress(OSError):
+            self._datagrams.sendto(message.encode("utf-8", "replace"), self._address)
+
+
+def _datagram_socket() -> socket.socket:
+    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    datagrams.setblocking(False)
+    return datagrams
 
 
 def _socket_address(named: str) -> str | None:

@@ -335,6 +335,28 @@ def test_admit_time_sequence_with_a_later_event_time_is_a_new_count() -> None:
     assert [told(device, at(n, 20.0, 1.0, n)) for n in (1, 2, 3)] == [""] * 3
 
 
+def test_admit_time_repetition_from_before_a_new_count_is_known() -> None:
+    """Without event times, a number of the old count that comes again is not a leap of the new one."""
+    device = new()
+    old = [at(n, n, float(n), 5000 + n) for n in range(5)]
+    fresh = [at(10.0 + n, 10.0 + n, 50.0 + n, n) for n in range(5)]
+    assert {told(device, one, event_time=False) for one in old + fresh} == {"taken"}
+    again = [dataclasses.replace(one, time_s=20.0, received_s=20.0) for one in old]
+    assert [told(device, one, event_time=False) for one in again] == [""] * 5
+    assert device.last_sequence == 4
+
+
+def test_admit_time_marks_are_compared_whole() -> None:
+    """Four bytes that happen to stand across two marks are no reading that was seen."""
+    device, ahead = new(), at(391.0, 101.1)
+    for one in (at(100.0, 100.1), ahead, at(102.0, 102.1)):
+        assert told(device, one) == "taken"
+    mark = device.recent[4:8]
+    device.recent = b"\0" + mark + b"\0\0\0"
+    assert told(device, dataclasses.replace(ahead, received_s=391.0 + 0.5)) == "taken"
+    assert device.recent.endswith(mark)
+
+
 def test_take_sequence_counts_what_is_missing() -> None:
     """Each number that was skipped counts once; a new count misses nothing."""
     device = new()
@@ -359,7 +381,7 @@ def test_admit_time_no_interleaving_applies_a_reading_twice(
     steps: list[tuple[float, float, int]], *, event_time: bool, counted: bool
 ) -> None:
     """Clock steps, future and past stamps, counter resets, repetitions of any age: at most once each."""
-    device, now_s, number = new(), 1e6, 100
+    device, now_s, number = new(), 1e6, 6000
     sent: list[Reading] = []
     taken: list[tuple[float, float, int | None]] = []
     for step_s, skew_s, pick in steps:

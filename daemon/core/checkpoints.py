@@ -71,8 +71,3 @@ class Marks:
     def settle(self) -> None:
         """What was taken is durable. What moved since stays marked."""
         self.taken.clear()
-
-    def drop(self, name: str) -> None:
-        """Forget a device that is there no more."""
-        self.moved.discard(name)
-        self.taken.discard(name)

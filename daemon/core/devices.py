@@ -198,8 +198,8 @@ def _clock_went_back(device: Device, reading: Reading) -> bool:
 
 def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> None:
     behind = (device.last_sequence or 0) - (reading.sequence or 0)
-    # Where a count began anew, numbers come round again.
-    if (behind > 0 or not event_time) and _seen(device, reading, event_time=event_time):
+    # Where a count began anew, numbers come round again; event times tell those apart below.
+    if not event_time and _seen(device, reading, event_time=False):
         raise DecodeError("", "seen before")
     if behind < 0 or (behind and _counts_anew(device, reading, behind, event_time=event_time)):
         return

@@ -3,6 +3,7 @@
     receive(readings) -> events     every reading ends as exactly one Scored or Refused, alerts follow theirs
     enrol(histories)                the answer to EnrolDue: a device is fitted on its recent readings
     adopt(group, package)           new weights; every device of the group becomes due for enrolment
+    checkpoint(generation) -> rows  devices that moved; checkpointed(generation) when the rows are durable
 
 Devices with the same source and the same fields form a group and are scored as one batch. A reading is
 scored against forecasts made before it was seen, then moves the device's state.
@@ -341,8 +342,6 @@ class Engine:
         if device.track.id:
             events.append(telling.last_word(device, group, max(now_s, device.last_s)))
         self._leave_group(device)
-        for marks in self._marks:
-            marks.drop(name)
         return [*events, Removed(name, device.source, reason)]
 
     @property
@@ -365,9 +364,8 @@ class Engine:
         `checkpointed` once the rows are durable: until then the devices count as moved.
         """
         for name in self._marks[generation].take():
-            if name in self.devices:
-                device = self.devices[name]
-                yield row_of(device, self._group_of[name])
+            if name in self.devices:  # it may have been removed since
+                yield row_of(self.devices[name], self._group_of[name])
 
     def checkpointed(self, generation: int) -> None:
         """The rows that `checkpoint` gave last are durable. What moved since stays marked."""

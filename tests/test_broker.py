@@ -203,7 +203,7 @@ def test_inbox_is_bounded_where_the_broker_sends_without_a_window(tmp_path: Path
     with (
         Mosquitto(tmp_path, lines) as mosquitto,
         _running(
-            _options(mosquitto.port, protocol="3.1.1", inbox_readings=10, keepalive_s=60), topic_prefix
+            _options(mosquitto.port, protocol="3.1.1", inbox_readings=10, keepalive_s=1), topic_prefix
         ) as broker,
     ):
         payloads = [b"%d %s" % (number, b"x" * 1000) for number in range(3000)]
@@ -1050,6 +1050,17 @@ def test_publisher_reports_a_callback_that_fails(mosquitto: Mosquitto, topic_pre
         assert wait_until(lambda: sensor._error is not None)
         with pytest.raises(BrokerError, match="boom"):
             sensor.wait_all(10)
+
+
+def test_publisher_names_a_refused_subscription() -> None:
+    """A SUBACK that says no is an error, not silence."""
+    replies = {CONNECT: packet(CONNACK, b"\0\0"), SUBSCRIBE: packet(SUBACK, b"\0\1\x80")}
+    with (
+        ScriptedBroker(lambda kind, _: replies.get(kind, b"")) as scripted,
+        Publisher(HOST, scripted.port, "sensor") as sensor,
+        pytest.raises(BrokerError, match="refused the subscription to secret/#"),
+    ):
+        sensor.subscribe("secret/#", lambda _topic, _payload: None)
 
 
 def test_publisher_leaves_a_broker_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

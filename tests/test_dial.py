@@ -84,7 +84,7 @@ def test_dead_name_server_neither_hides_the_thread_nor_holds_up_the_stop(
     """A question without an answer is told, waited for by the next attempt too, and asked only once."""
     answers, asked = threading.Event(), []
     real = socket.getaddrinfo
-    monkeypatch.setattr(dial, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(dial, "CONNECT_TIMEOUT_S", 0.7)
 
     def slow(host: str, port: int, **_: Any) -> Any:
         asked.append(host)

@@ -18,6 +18,7 @@ from support_mqtt import (
     DISCONNECT,
     HOST,
     PINGREQ,
+    PINGRESP,
     PUBLISH,
     SUBACK,
     SUBSCRIBE,
@@ -430,6 +431,30 @@ def test_held_commit_holds_the_broker_and_keeps_the_connection(
 
 @pytest.mark.broker
 @both_protocols
+def test_what_waits_behind_a_held_commit_is_a_backlog(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    """We were not away, but the broker had to keep it as if we were; what comes after it is live again."""
+    monkeypatch.setattr(connection_module, "_HELD_S", 0.3)
+    with _running(_options(mosquitto.port, protocol=protocol, receive_maximum=20)) as broker:
+        assert _settled(broker)
+        publish(mosquitto.port, "plant/pump", *_numbers(0, 100))
+        held = _collect(broker, 20)
+        time.sleep(0.5)
+        broker.ack(held)
+        late: list[Message] = []
+        while more := broker.take(100, 1.0):
+            broker.ack(more)
+            late += more
+        assert [message.payload for message in held + late] == _numbers(0, 100)
+        assert not any(message.backlog for message in held)
+        assert all(message.backlog for message in late)
+        publish(mosquitto.port, "plant/pump", b"live")
+        assert [message.backlog for message in _collect(broker, 1)] == [False]
+
+
+@pytest.mark.broker
+@both_protocols
 def test_qos_0_is_shed_and_counted_while_nothing_is_taken(mosquitto: Mosquitto, protocol: Protocol) -> None:
     """A flood of QoS 0 costs as many messages as do not fit, each of them counted, and no connection."""
     options = _options(mosquitto.port, protocol=protocol, keepalive_s=1, inbox_readings=50)
@@ -456,6 +481,49 @@ def test_connection_is_made_while_the_inbox_is_full(monkeypatch: pytest.MonkeyPa
     with ScriptedBroker(reply) as scripted, _running(_options(scripted.port, keepalive_s=1)) as broker:
         assert wait_until(lambda: broker.status().connected)
         assert wait_until(lambda: sum(kind == PINGREQ for kind, _ in scripted.packets) >= 4)
+        assert broker.status().generation == 1
+
+
+def test_pings_that_could_not_be_heard_are_not_held_against_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their answers stand behind all that was left unread, and take their time after the pause."""
+    paused = True
+    monkeypatch.setattr(Mailbox, "paused", property(lambda _: paused))
+
+    def reply(kind: int, body: bytes) -> bytes:
+        if kind == CONNECT:
+            return ACCEPT
+        return packet(SUBACK, body[:2] + b"\0\1") if kind == SUBSCRIBE else b""
+
+    def pings() -> int:
+        return sum(kind == PINGREQ for kind, _ in scripted.packets)
+
+    with ScriptedBroker(reply) as scripted, _running(_options(scripted.port, keepalive_s=2)) as broker:
+        assert wait_until(lambda: pings() == 2)
+        scripted.send(packet(PUBLISH, b"\0\1a\0" + b"x"))
+        paused = False
+        time.sleep(2.6)  # paho would have given up 2 s after the second ping
+        assert broker.status().connected
+        scripted.send(packet(PINGRESP) * pings())
+        time.sleep(0.2)
+        assert broker.status().generation == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 65_535])
+def test_broker_that_wants_fewer_pings_does_not_blind_us(seconds: int) -> None:
+    """A server keep-alive of none, or of 18 hours, leaves ours in force."""
+    longer = packet(CONNACK, b"\1\0\3\x13" + seconds.to_bytes(2, "big"))
+
+    def reply(kind: int, body: bytes) -> bytes:
+        if kind == CONNECT:
+            return longer
+        if kind == SUBSCRIBE:
+            return packet(SUBACK, body[:2] + b"\0\1")
+        return packet(PINGRESP) if kind == PINGREQ else b""
+
+    with ScriptedBroker(reply) as scripted, _running(_options(scripted.port, keepalive_s=1)) as broker:
+        assert wait_until(lambda: sum(kind == PINGREQ for kind, _ in scripted.packets) >= 3)
         assert broker.status().generation == 1
 
 

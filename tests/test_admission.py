@@ -156,6 +156,18 @@ def test_receive_removed_device_resolves_its_alert_first() -> None:
     assert isinstance(scored, Scored)
 
 
+def test_receive_removals_are_few_a_second_whatever_arrives() -> None:
+    """Sixty strays could go, and two thousand new ids arrive within two seconds: eight get a place."""
+    bench = Bench(most_devices=60)
+    for n in range(60):
+        offer(bench, f"stray-{n}", 1000.0 + n)
+    events = [event for n in range(2000) for event in offer(bench, f"id-{n}", 5000.0 + n * 0.001)]
+    removed = [event.device for event in events if isinstance(event, Removed)]
+    assert removed == [f"stray-{n}" for n in range(len(removed))]
+    assert len(removed) == sum(isinstance(event, Scored) for event in events) == 2.0 / LOOK_EVERY_S
+    assert sum(isinstance(event, Refused) for event in events) == 2000 - len(removed)
+
+
 def test_receive_bad_reading_of_a_new_id_takes_no_place() -> None:
     """An id whose reading is refused anyway removes nobody."""
     small = dataclasses.replace(SOURCE, max_fields=2)

@@ -11,17 +11,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 from support_mqtt import Subscriber
-from support_shim import EVERY, NEVER, Kind, Shim, fill, small_disk
+from support_shim import EVERY, NEVER, Kind, Shim, fill, remount, small_disk
 from support_site import PROMPT_S, WATCHDOG_S, Load, Site, journalled, site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 STEPS = Path(__file__).with_name("faults") / "steps.py"
@@ -179,3 +180,54 @@ def test_disk_slow_holds_the_broker_back_and_loses_nothing(tmp_path: Path, delay
         assert here.daemon.metric('gruard_readings_total{result="shed"}') == 0
         assert here.manager.longest_gap_s < WATCHDOG_S
         assert here.waits(here.ready)
+
+
+@contextmanager
+def killed_with_readings(folder: Path, disk: Path) -> Iterator[tuple[Site, Load]]:
+    """A daemon that was killed with readings in its log, so that the next start has something to write."""
+    with site(folder, disk / "state") as here:
+        with Load(here.broker.port) as load:
+            here.rests(1.0)
+            assert here.has_all_of(load)
+        here.daemon.stop(signal.SIGKILL)
+        yield here, load
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_start_on_a_read_only_disk_says_why_and_harms_nothing(tmp_path: Path) -> None:
+    """A start that cannot write ends with the reason, and what is stored is there at the next one."""
+    with (
+        small_disk(tmp_path / "disk", 8) as disk,
+        killed_with_readings(tmp_path, disk) as (here, load),
+    ):
+        remount(disk, "ro")
+        first = here.daemon.run("run")
+        remount(disk, "rw")
+        assert first.returncode == 70, first.stderr
+        assert str(here.daemon.state) in first.stderr
+        assert "Traceback" not in first.stderr
+        here.daemon.start()
+        assert journalled(here.daemon.state, load.sent) == load.sent
+        assert not list(here.daemon.state.glob("*damaged*"))
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_start_on_a_full_disk_holds_until_there_is_room(tmp_path: Path) -> None:
+    """A start finds the disk full: the daemon lives, says so, and takes readings once there is room."""
+    with (
+        small_disk(tmp_path / "disk", 8) as disk,
+        killed_with_readings(tmp_path, disk) as (here, before),
+    ):
+        fill(disk / "ballast")
+        here.daemon.start(ready=False, environ=here.manager.environ)
+        here.manager.begin()
+        with Load(here.broker.port) as load:
+            assert here.waits(lambda: "full" in here.reasons(), 2 * PROMPT_S), here.daemon.log()
+            (disk / "ballast").unlink()
+            assert here.waits(here.ready)
+            load.stop()
+            sent = {device: before.sent[device] + load.sent[device] for device in load.sent}
+            assert here.waits(lambda: journalled(here.daemon.state, sent) == sent, 60), here.daemon.log()
+        assert not list(here.daemon.state.glob("*damaged*"))

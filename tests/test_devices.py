@@ -266,6 +266,17 @@ def test_admit_time_device_that_is_always_ahead_keeps_its_order() -> None:
     assert words.count("taken") <= LATENCY_S + SLACK_S + 2
 
 
+@pytest.mark.parametrize("ahead_s", [290.0, 3e8])
+def test_admit_time_future_stamp_of_a_fast_device_does_not_block_it(ahead_s: float) -> None:
+    """A device that is always 3 s ahead, but for delays: one wild stamp costs no reading after it."""
+    device = new()
+    for n in range(60):
+        assert told(device, at(103.0 + n, 100.0 + n + 2.9 * (n % 5 == 0))) == "taken"
+    assert told(device, at(160.0 + ahead_s, 160.0)) == "taken"
+    later = [at(164.0 + n, 161.0 + n, float(n)) for n in range(400)]
+    assert [told(device, one) for one in later] == ["taken"] * 400
+
+
 def test_admit_time_backlog_behind_a_future_stamp_is_taken() -> None:
     """What was told right after a stamp in the future may arrive hours later."""
     device = new()

@@ -186,6 +186,25 @@ def test_receive_new_field_moves_the_device_and_keeps_its_count() -> None:
     assert list(bench.engine.groups) == [group_name("plant", ("f0", "f1", "f2"))]
 
 
+def test_receive_field_set_that_bears_the_name_of_another_group_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Group names are short hashes: an id whose invented fields hash to a real group's name stays out."""
+    name = "gruard.daemon.core.engine.group_name"
+    monkeypatch.setattr(name, lambda source, _fields: source)  # every field set collides
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(20)))
+    evil = reading("x", 1.0, {"invented": 1.0})
+    assert bench.feed([evil]) == [Refused(evil, "unknown_field")]
+    assert not bench.engine.knows("x")
+    assert bench.engine.groups["plant"].fields == ("f0", "f1", "f2")
+    assert isinstance(bench.feed(readings_of("a", plant_rows(1), 5000.0))[0], Scored)
+    other = Bench()
+    other.feed([evil])
+    assert other.engine.restore(bench.engine.checkpoint(0)) == []
+    assert set(other.engine.devices) == {"x"}
+
+
 def test_receive_same_device_id_from_two_sources_is_refused() -> None:
     """Two sources must not mix their readings into one device."""
     two = (SOURCE, SourceOptions("other", "other/{device}"))
@@ -529,6 +548,7 @@ def state(engine: Engine) -> list[object]:
             d.last_s,
             d.high_s,
             d.arrived_s,
+            d.lead_s,
             d.recent,
             d.last_sequence,
             d.sequences,

@@ -37,6 +37,8 @@ MOST_CANDIDATES = 16
 
 #: A clock this far off is told from jitter; how long a reading may be on its way when a clock is judged.
 SLACK_S, LATENCY_S = 1.0, 5.0
+#: A device's usual lead follows its readings by so much each, so that no wild one decides what is usual.
+LEAD_STEP_S = 0.1
 #: Readings that are known again when they are repeated: the width of the map of sequence numbers.
 REMEMBERED = 64
 #: A number this far behind, or among these first ones and not remembered, begins a new count. A jump of more
@@ -56,6 +58,7 @@ class Device(msgspec.Struct):
     last_values: Mapping[str, float] = msgspec.field(default_factory=dict)  # told at that time
     high_s: float = float("-inf")  # latest event time so far: above the newest, the clock went back
     arrived_s: float = float("-inf")  # when the newest arrived
+    lead_s: float = 0.0  # by how much its event times are usually ahead of their arrival
     recent: bytes = b""  # checksums of the last REMEMBERED readings that told their time
     last_sequence: int | None = None  # of the newest, where the payload tells
     sequences: int = 0  # bit n: the sequence number n before it was applied
@@ -164,7 +167,7 @@ def admit_time(device: Device, reading: Reading, *, event_time: bool) -> float:
         # Behind a clock that went back, times come round again that may have been told before.
         if _seen(device, reading, event_time=True):
             raise DecodeError("", "seen before the device's clock went back")
-        if time_s > last_s and time_s > reading.received_s + SLACK_S:
+        if time_s > last_s and time_s > reading.received_s + max(device.lead_s, 0.0) + SLACK_S:
             raise DecodeError("late", "of the time before the device's clock went back")
     return time_s
 
@@ -184,16 +187,16 @@ def _clock_went_back(device: Device, reading: Reading) -> bool:
     """Whether an earlier event time is the true one: the newest was ahead, or the arrival clock was set back.
 
     The reading must be no later than its arrival, and no earlier than the newest reading arrived: older ones
-    are late, also those of a device whose clock is always fast.
+    are late, also those of a device whose clock is always fast. Such a device is allowed its usual lead.
     """
-    time_s, arrived_s = reading.time_s, reading.received_s
-    if time_s == arrived_s or time_s > arrived_s + SLACK_S:
+    time_s, arrived_s, usual_s = reading.time_s, reading.received_s, max(device.lead_s, 0.0)
+    was_ahead = device.last_s > device.arrived_s + usual_s + SLACK_S
+    if time_s == arrived_s or time_s > arrived_s + SLACK_S + (usual_s if was_ahead else 0.0):
         return False  # to the last bit: a recording, which knows of no arrival
     set_back = device.last_s > arrived_s + SLACK_S
     if set_back and device.arrived_s > arrived_s + SLACK_S:
         return True
-    ahead = set_back or device.last_s > device.arrived_s + SLACK_S
-    return ahead and time_s >= device.arrived_s - LATENCY_S
+    return (set_back or was_ahead) and time_s >= device.arrived_s - LATENCY_S
 
 
 def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> None:
@@ -241,12 +244,16 @@ def mark_of(row: bytes, sequence: int | None, *, event_time: bool) -> bytes:
 def take_time(device: Device, reading: Reading, mark: bytes) -> None:
     """Move a device's time axis to a reading that was admitted; `mark` is that of `mark_of`."""
     time_s = reading.time_s
+    lead_s = min(time_s - reading.received_s, device.lead_s + LEAD_STEP_S)
+    if time_s >= device.last_s:  # a step back decides at once: the clock is another one
+        lead_s = max(lead_s, device.lead_s - LEAD_STEP_S)
     if time_s == device.last_s:
         device.last_values = {**device.last_values, **reading.values}
     else:
         device.last_values = reading.values
     device.last_s, device.arrived_s = time_s, reading.received_s
     device.high_s = max(device.high_s, time_s)
+    device.lead_s = lead_s
     if mark:
         device.recent = (device.recent + mark)[-4 * REMEMBERED :]
 

@@ -132,6 +132,8 @@ class Engine:
         time_s = admit_time(device, reading, event_time=source.time is not None)
         vouched = reading.growing or bool(source.include)
         fields = admit_fields(device, reading, source.max_fields, vouched=vouched)
+        if fields is not None and self._is_foreign(source.name, fields):
+            raise DecodeError("unknown_field", "the name of the group is taken")
         if device.name not in self.devices:
             if self._is_full:
                 self._make_room(reading.received_s, spared, events)
@@ -320,6 +322,11 @@ class Engine:
         if device.count >= DISCOVERY:
             events.append(self._ask(device))
 
+    def _is_foreign(self, source: str, fields: tuple[str, ...]) -> bool:
+        """Whether the name of a field set, a short hash, belongs to another: by chance, or on purpose."""
+        group = self.groups.get(group_name(source, fields))
+        return group is not None and group.fields != fields
+
     def _join_group(self, device: Device) -> int:
         group = self.open_group(device.source, device.fields)
         slot = group.scorer.add(device.count, device.last_s)
@@ -384,7 +391,7 @@ class Engine:
         """
         due = []
         for row in rows:
-            if row.source not in self._sources:
+            if row.source not in self._sources or self._is_foreign(row.source, row.fields):
                 continue  # no longer configured; its rows stay in the database
             device, numeric = open_state(row.state)
             if device.arrived_s == -math.inf:

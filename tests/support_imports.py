@@ -132,7 +132,7 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
     "publisher": frozenset({"link"}),
     "link": frozenset({"reconnect"}),
     "database": frozenset(
-        {"bounds", "checksums", "history", "journal", "packs", "rows", "salvage", "schema", "tables"}
+        {"bounds", "checksums", "history", "journal", "packs", "pages", "rows", "salvage", "schema", "tables"}
     ),
     "bounds": frozenset({"history", "journal", "packs"}),
     "journal": frozenset({"checksums", "history", "packs", "rows", "schema", "tables"}),

@@ -30,6 +30,7 @@ from gruard.daemon.edges.checksums import MOST_PACKET_ID, write_deliveries
 from gruard.daemon.edges.history import Reader
 from gruard.daemon.edges.journal import suspect_path
 from gruard.daemon.edges.packs import checkpoint_checksum
+from gruard.daemon.edges.pages import log_of
 from gruard.daemon.edges.salvage import salvage
 from gruard.daemon.edges.tables import CHECKPOINTS, Generation
 from gruard.daemon.errors import StateError
@@ -56,8 +57,12 @@ class Database(Bounded):
         lock: IO[bytes],
         set_aside: Path | None = None,
         salvaged: Salvaged | None = None,
+        *,
+        torn_group: bool = False,
     ) -> None:
         super().__init__(path, connection)
+        #: Whether the last group of the log was left out: one never acknowledged, or a damaged one.
+        self.torn_group = torn_group
         self.set_aside = set_aside  # where an unusable database went at this start
         self.salvaged = salvaged  # what was copied out of it, and what is lost
         self._lock = lock
@@ -185,8 +190,9 @@ def open_database(directory: Path, *, now_s: float) -> Database:
     path = directory / DATABASE_NAME
     lock = _claim(directory)
     try:
+        torn = log_of(path).is_torn
         connection, set_aside, salvaged = _open_or_begin(path, now_s)
-        return Database(path, connection, lock, set_aside, salvaged)
+        return Database(path, connection, lock, set_aside, salvaged, torn_group=torn)
     except (OSError, sqlite3.Error, schema.DamagedError) as error:
         lock.close()
         raise StateError(f"The database {path} cannot be opened: {error}.") from error

@@ -19,7 +19,7 @@ from gruard.daemon.edges.packs import (
     write_record,
 )
 from gruard.daemon.edges.rows import DeviceEntry
-from gruard.daemon.edges.schema import is_damage
+from gruard.daemon.edges.schema import BUSY_MS, is_damage
 from gruard.daemon.edges.tables import CHECKPOINTS, LSN_FLOOR
 from gruard.daemon.errors import StateError
 
@@ -49,6 +49,7 @@ class Journal(Reader):
         self.next_lsn = 1
         self._owners: dict[str, dict[tuple[str, tuple[str, ...]], tuple[int, int, int]]] = {}
         self._sweep: list[tuple[int, int]] = []
+        self._has_stale_frames = False
         self._settled: set[int] = set()  # generations that are whole since this opening
         self._start_over()
 
@@ -69,6 +70,8 @@ class Journal(Reader):
         """Make the group durable: when this returns it survives kill -9 and power loss."""
         if self._connection.in_transaction:
             self._write("COMMIT")
+            if self._has_stale_frames:
+                self._cut_log()
 
     def rollback(self) -> None:
         """Take the group back."""
@@ -101,6 +104,18 @@ class Journal(Reader):
         self._read_tail()
         newest = self._all("SELECT max(lsn) FROM readings")[0][0]
         self.next_lsn = max((newest or 0) + 1, int(self.meta(LSN_FLOOR) or 1))
+
+    def _cut_log(self) -> None:
+        """Empty the write-ahead log, if nobody reads it just now.
+
+        A commit that failed may have left its frames, marked as committed, behind the end of the log; to a
+        start after a kill they would look like the rest of a damaged log (pages.py).
+        """
+        with suppress(sqlite3.Error):  # the group is durable, the next commit tries again
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._has_stale_frames = bool(busy)
+        self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def _catch_up(self) -> None:
         """Nothing to learn: all that is journalled came through here."""
@@ -244,6 +259,7 @@ class Journal(Reader):
             raise  # a bug of ours
         except sqlite3.Error as error:
             self._suspect(error)
+            self._has_stale_frames = True
             self.rollback()
             raise StateError(f"The database {self.path} cannot be written: {error}.") from error
 

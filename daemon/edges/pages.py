@@ -57,7 +57,10 @@ class Log:
     """What a write-ahead log holds: the newest sound frame of each page up to the last sound commit.
 
     A frame's checksum goes on from the one of the frame before it, as it stands there. So each frame can be
-    proven by its neighbour, a bad one too many frames back notwithstanding; only SQLite stops at the first.
+    proven by its neighbour, a bad one further back notwithstanding; only SQLite stops at the first.
+
+    `is_damaged`: committed groups lie behind a bad frame. `is_torn`: it is in the last group, which then
+    counts as never committed. `lost_frames`: bad ones among those that count.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -86,7 +89,8 @@ class Log:
         # A bad frame in the last transaction is what a power cut leaves of one that was never acknowledged.
         before = ours[first_bad : end - 1] & (frames["commit"][first_bad : end - 1] != 0)
         self.is_damaged = first_bad < end and bool(before.any() or not head_sound)
-        if first_bad < end and not self.is_damaged:
+        self.is_torn = first_bad < end and not self.is_damaged
+        if self.is_torn:
             whole = commits[commits < first_bad]
             end = int(whole[-1]) + 1 if len(whole) else 0
         self.lost_frames = int(np.count_nonzero(~sound[:end]))

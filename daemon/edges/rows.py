@@ -125,8 +125,8 @@ class DeviceEntry(NamedTuple):
 class Salvaged:
     """What was copied out of a damaged database, and what is known to be lost: table -> rows.
 
-    Of packs and deliveries it is their readings and messages that count. `readings` are lost where an LSN is
-    missing that recovery needs. "unreadable" are entries of unknown tables.
+    Of packs and deliveries it is their readings and messages that count. `readings` are lost where the
+    journal lacks an LSN, though a pack may have it. "unreadable" are entries of unknown tables.
     """
 
     rows: Mapping[str, int]

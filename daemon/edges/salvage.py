@@ -8,7 +8,8 @@ from either.
 What cannot be had back: what was on the damaged bytes themselves; what was cut off with the end of a file; a
 group that was the last in the log when a frame of it was damaged (nothing tells it from what a power cut
 leaves of a group that was never acknowledged). Where the list of free pages is damaged, deleted rows may come
-back: a message may then be published again, under its own id.
+back: history that was pruned, or a message, which is then published again under its own id. Of a database of
+schema version 1 only readings and checkpoints are proven; its small tables had no checksums.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 from array import array
 from collections import Counter, defaultdict
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any, Final
 
 from gruard.daemon.edges.checksums import SEALED, is_sound, keeping, read_deliveries, row_checksum
@@ -101,7 +102,7 @@ class Salvage:
         self._lost: Counter[str] = Counter()
         self._fieldset_of: dict[int, int] = {}  # device -> one it has had
         self._times: dict[int, tuple[float, float]] = {}  # device -> first and last event time in its packs
-        self._journal = array("q")  # LSNs of sound rows and of those that nobody wants any more
+        self._journal = array("q")  # LSNs of sound rows and of those whose device was forgotten
         self._newest = 0  # LSN of anything that is sound
         self._doubtful = array("q")  # LSNs of damaged rows
 
@@ -312,7 +313,9 @@ class Salvage:
                 )
 
     def _count_lost(self) -> None:
-        newest = max([self._newest, *(n for n in self._doubtful if n - self._newest < _NEAR)])
+        unproven = (lsn for lsn in chain(self._doubtful, self._journal) if lsn - self._newest < _NEAR)
+        newest = max(unproven, default=0)
+        newest = max(newest, self._newest)
         floor = (LSN_FLOOR, str(newest + 1))
         self._target.execute(keeping("meta"), (*floor, row_checksum("meta", *floor)))
         generations = [row for _, row in self._sealed["generations"].values()]
@@ -320,10 +323,12 @@ class Salvage:
             ((saved,),) = self._target.execute(f"SELECT count(*) FROM {CHECKPOINTS[number]}")  # noqa: S608
             self._saved["checkpoints"] += saved
             self._lost["checkpoints"] += max(0, states - saved)
-        # From the older generation on the journal had every LSN.
+        # The journal is cut only at its beginning, and never behind the older generation.
         found = set(self._journal)
-        covered = min((lsn for _, lsn, _ in generations), default=0) or min(found, default=newest + 1) - 1
-        self._lost["readings"] = newest - covered - sum(lsn > covered for lsn in found)
+        begin = min(found, default=newest + 1) - 1
+        covered = min((lsn for _, lsn, _ in generations), default=0)
+        begin = min(begin, covered) if covered else begin
+        self._lost["readings"] = newest - begin - len(found)
 
 
 @lru_cache(maxsize=4096)

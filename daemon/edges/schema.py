@@ -98,6 +98,8 @@ _UNCONSTRAINED: Final = {
 #: the packs out: their records have checksums, and a damaged page fails in use and is found next time.
 WHOLE_CHECK_BYTES: Final = 1_000_000_000
 
+#: How long a statement waits for another process's lock.
+BUSY_MS: Final = 5000
 #: A full disk, missing rights or a busy file say nothing against the file's contents.
 _NOT_DAMAGE: Final = frozenset({
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
@@ -130,7 +132,7 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
         "trusted_schema = OFF",
         "cell_size_check = ON",
         "cache_size = -1024",
-        "busy_timeout = 5000",
+        f"busy_timeout = {BUSY_MS}",
         "synchronous = FULL",
         "secure_delete = OFF",  # some builds overwrite what is deleted, which doubles the writing
         "wal_autocheckpoint = 1000",

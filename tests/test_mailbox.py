@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
+from gruard.daemon.edges import mailbox as mailbox_module
 from gruard.daemon.edges.mailbox import MAX_IN_FLIGHT, MAX_WAITING, Mailbox, Outgoing
 from gruard.daemon.records import Message
 
@@ -52,6 +54,23 @@ def test_reading_pauses_at_twice_the_capacity_and_resumes_by_a_ring(rings: _Ring
     mailbox.take(1, 0.0)
     assert not mailbox.paused
     assert rings.count == 1
+
+
+def test_inbox_is_bounded_in_bytes_too(rings: _Rings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few large messages fill it like many small ones, and each that is taken makes room."""
+    monkeypatch.setattr(mailbox_module, "CAPACITY_BYTES", 100)
+    mailbox = Mailbox(1000, rings)
+    large = [replace(_message(number, qos=1), payload=bytes(60)) for number in range(4)]
+    mailbox.deliver(large[:2])
+    mailbox.deliver([_message(7, qos=0)])
+    assert (mailbox.shed, mailbox.paused, len(mailbox)) == (1, False, 2)
+    mailbox.deliver(large[2:])
+    assert mailbox.paused
+    assert mailbox.take(1, 0.0) == large[:1]
+    assert (mailbox.paused, rings.count) == (False, 1)
+    mailbox.take(2, 0.0)
+    mailbox.deliver([_message(8, qos=0)])
+    assert (mailbox.shed, len(mailbox)) == (1, 2)
 
 
 def test_take_wakes_for_the_first_message(rings: _Rings) -> None:

@@ -36,13 +36,8 @@ class Client(mqtt.Client):
         self._pings = 0  # without an answer
 
     def ping(self) -> None:
-        """Send PINGREQ behind all that was sent before; paho ends the connection if no answer comes."""
+        """Send PINGREQ behind all that was sent before."""
         self._send_pingreq()
-
-    def ping_unread(self) -> None:
-        """Show the broker that we live, while we do not read and so cannot see its answer."""
-        self._send_pingreq()
-        self._ping_t = 0.0
 
     def keep_alive_within(self, longest_s: int) -> None:
         """Ping after so many seconds of silence, though the broker may ask for fewer pings, or for none."""
@@ -78,6 +73,8 @@ class Client(mqtt.Client):
 
     def _packet_read(self) -> MQTTErrorCode:
         code = super()._packet_read()
+        if self._ping_t > 0:  # the answer may stand behind much else: only silence ends the connection
+            self._ping_t = max(self._ping_t, self._last_bytes_received)
         packet = self._in_packet
         if packet["remaining_length"] > self._largest_bytes and not isinstance(packet["packet"], _Head):
             packet["packet"] = _Head(packet["packet"][: self._largest_bytes], self._largest_bytes)

@@ -195,7 +195,7 @@ class Connection:
         self._paused_s = now
         if now - self._shown_s >= self._client.keepalive / 2:
             self._shown_s = now
-            self._client.ping_unread()
+            self._client.ping()
 
     def _look_after(self, now: float) -> None:
         """What is due by the clock on an accepted connection.

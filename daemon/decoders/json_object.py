@@ -28,7 +28,7 @@ MAX_DEPTH = 16
 MAX_SAMPLES = 1000
 
 #: Keys and array elements in one message, over all samples and levels: bounds what one message costs.
-MAX_KEYS = 8192
+MAX_KEYS = 6144
 
 _ELEMENT_TYPES = frozenset({int, float, NoneType})
 _ISSUES = {bool: "bool", NoneType: "null", str: "string"}

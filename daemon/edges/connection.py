@@ -313,10 +313,6 @@ class Connection:
             self.ending = Ending.VERSION_REFUSED if refused_version else Ending.REFUSED
             self.reason = f"it refused client {self._options.client_id!r} ({code.getName()})"
             return
-        most_open = getattr(granted, "ReceiveMaximum", MAX_IN_FLIGHT)
-        largest_bytes = getattr(granted, "MaximumPacketSize", MAX_PACKET_BYTES)
-        if not most_open or not largest_bytes:
-            raise BrokerError("it lets us in and takes no message of ours")
         client.on_log = None  # it costs time on every packet
         self._client.keep_alive_within(self._options.keepalive_s)
         self.accepted = True
@@ -329,11 +325,11 @@ class Connection:
             self._backlog.begin()
         else:
             link.session += 1
-        link.packet_limit_bytes = largest_bytes
+        link.packet_limit_bytes = getattr(granted, "MaximumPacketSize", MAX_PACKET_BYTES)
         link.refused = ()
         link.last_error = None
         link.connected = True
-        self._mailbox.open(most_open)
+        self._mailbox.open(getattr(granted, "ReceiveMaximum", MAX_IN_FLIGHT))
         self._subscriptions.ask_for_all(self.accepted_s)
 
     def _on_subscribe(

@@ -100,6 +100,11 @@ def visited(port: int, visitors: list[socket.socket], most: int) -> None:
         visitors.append(visitor)
 
 
+def close_all(visitors: list[socket.socket]) -> None:
+    while visitors:
+        visitors.pop().close()
+
+
 def is_closed(visitor: socket.socket) -> bool:
     try:
         return visitor.recv(1) == b""
@@ -143,7 +148,7 @@ def test_descriptors_exhausted_by_visitors_scoring_goes_on(tmp_path: Path) -> No
     with site(tmp_path, tmp_path / "state") as here, ExitStack() as parting, Load(here.broker.port) as load:
         here.rests(2.0)
         visitors: list[socket.socket] = []
-        parting.callback(lambda: [visitor.close() for visitor in visitors])
+        parting.callback(close_all, visitors)
         pid, before = here.daemon.pid, scored(here)
         _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + 4, most))
@@ -154,9 +159,7 @@ def test_descriptors_exhausted_by_visitors_scoring_goes_on(tmp_path: Path) -> No
             here.rests(0.1)
         busy_s = (processor_s(pid) - busy_s) / (time.monotonic() - began_s)
         sent = load.total - sent
-        for visitor in visitors:
-            visitor.close()
-        visitors.clear()
+        close_all(visitors)
         assert here.waits(lambda: here.daemon.get("/metrics")[0] == 200), here.daemon.log()[-5000:]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
         assert scored(here) - before >= 0.8 * sent
@@ -171,7 +174,7 @@ def test_descriptors_exhausted_while_the_broker_is_away_is_told_and_passes(tmp_p
     """Without a descriptor there is no connection: that is the reason told, and it is over with its cause."""
     with site(tmp_path, tmp_path / "state") as here, ExitStack() as parting:
         visitors: list[socket.socket] = []
-        parting.callback(lambda: [visitor.close() for visitor in visitors])
+        parting.callback(close_all, visitors)
         pid = here.daemon.pid
         _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         here.broker.stop()

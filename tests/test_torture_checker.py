@@ -54,7 +54,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Run:
             truth.acknowledged(name, n)
         rows = truth.fleet.rows(name, COUNT)
         nan, none = np.full(COUNT, np.nan), np.zeros(COUNT, np.int64)
-        sent[name] = Counted(START_S + np.arange(COUNT), rows, nan, none)
+        time_s = START_S + np.arange(COUNT)
+        sent[name] = Counted(time_s, time_s + 0.25, rows, nan, none)
     outcome = uninterrupted(sent, load(config, {}), None)
     return Run(truth, outcome, [json.dumps(event).encode() for event in outcome.events])
 
@@ -83,7 +84,7 @@ def swapped(rows: Counted, at: int) -> Counted:
 
 
 def columns(rows: Counted) -> tuple[np.ndarray, ...]:
-    return rows.time_s, rows.values, rows.score, rows.flags
+    return rows.time_s, rows.received_s, rows.values, rows.score, rows.flags
 
 
 def test_judge_history_without_faults_has_no_finding(sound: Run) -> None:

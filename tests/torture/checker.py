@@ -113,17 +113,17 @@ def _should(name: str, values: np.ndarray, order: list[int], should: list[int], 
     found: dict[int, deque[int]] = {}  # reading -> its rows in the journal
     for at, n in enumerate(order):
         found.setdefault(n, deque()).append(at)
-    time_s, flags = np.full(len(should), START_S), np.zeros(len(should), np.int64)
+    time_s, received_s = np.full(len(should), START_S), np.full(len(should), START_S)
+    flags = np.zeros(len(should), np.int64)
     for k, n in enumerate(should):
-        row = found[n].popleft() if found.get(n) else None
-        flags[k] = 0 if row is None else rows.flags[row]
+        if row := found.get(n):
+            at = row.popleft()
+            flags[k], time_s[k], received_s[k] = rows.flags[at], rows.time_s[at], rows.received_s[at]
+        elif k:
+            time_s[k], received_s[k] = time_s[k - 1], received_s[k - 1]
         if mode_of(name) == "ts":
             time_s[k] = START_S + n
-        elif row is not None:
-            time_s[k] = rows.time_s[row]
-        elif k:
-            time_s[k] = time_s[k - 1]
-    return Counted(time_s, values[should], np.full(len(should), np.nan), flags)
+    return Counted(time_s, received_s, values[should], np.full(len(should), np.nan), flags)
 
 
 def compare(tortured: Outcome, reference: Outcome, heard: Iterable[bytes], verdict: Verdict) -> None:

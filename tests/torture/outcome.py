@@ -21,6 +21,7 @@ from gruard.daemon.core.events import Alert
 from gruard.daemon.core.flags import REPLAYED, sequence_of
 from gruard.daemon.core.payloads import alert_payload
 from gruard.daemon.edges.database import open_database, open_readonly
+from gruard.daemon.edges.history import HIGHEST_LSN
 from gruard.daemon.inspection import ALL_ROWS, switches
 from gruard.daemon.pipeline import Pipeline
 from gruard.daemon.records import Reading
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gruard.daemon.edges.database import Database
+    from gruard.daemon.edges.history import Reader
     from gruard.daemon.inspection import Switch
     from gruard.daemon.settings import Settings
 
@@ -42,6 +44,7 @@ class Counted:
     """One device's readings in the order in which they changed its state."""
 
     time_s: np.ndarray  # (T,)
+    received_s: np.ndarray  # (T,)
     values: np.ndarray  # (T, F) physical units
     score: np.ndarray  # (T,) NaN = none
     flags: np.ndarray  # (T,)
@@ -67,10 +70,23 @@ def journalled(directory: Path, names: Sequence[str]) -> dict[str, Counted]:
     with open_readonly(directory) as reader:
         for name in names:
             rows = reader.history(name, FIELDS, ALL_ROWS)
-            counted[name] = Counted(rows.time_s, rows.values, rows.score, rows.flags)
+            arrived_s = _arrivals(reader, name)
+            counted[name] = Counted(rows.time_s, arrived_s, rows.values, rows.score, rows.flags)
         if reader.skipped_rows:
             raise AssertionError(f"{reader.skipped_rows} damaged rows in {directory}")
     return counted
+
+
+def _arrivals(reader: Reader, device: str) -> np.ndarray:
+    """When each reading of a device's history arrived (T,): history itself has no use for it."""
+    runs = []
+    with reader._snapshot():
+        reader._catch_up()
+        for identity, packed in reader._all("SELECT id, packed_lsn FROM devices WHERE device = ?", (device,)):
+            pending = reader._tail.between(identity, packed + 1, HIGHEST_LSN)
+            runs += reader._tail_runs(device, pending, _CHUNK)
+            runs += reader._pack_runs(device, identity, 0, HIGHEST_LSN)
+    return np.concatenate([np.zeros(0), *(records["received_s"] for _, records in reversed(runs))])
 
 
 def recovered(directory: Path, settings: Settings, names: Sequence[str]) -> Outcome:
@@ -140,12 +156,12 @@ class _Run:
 
     def _reading(self, name: str, n: int) -> Reading:
         rows = self._readings[name]
-        time_s, flags = float(rows.time_s[n]), int(rows.flags[n])
+        flags = int(rows.flags[n])
         return Reading(
             name,
             LEVELS[mode_of(name)],
-            time_s,
-            time_s,
+            float(rows.time_s[n]),
+            float(rows.received_s[n]),
             dict(zip(FIELDS, rows.values[n].tolist(), strict=True)),
             sequence=sequence_of(flags),
             replayed=bool(flags & REPLAYED),
@@ -184,6 +200,4 @@ def _memory(engine: Engine) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _known(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Without the arrival of the newest reading: it differs from run to run, and nothing comes of it."""
-    known = {name: msgspec.to_builtins(device) for name, device in engine.devices.items()}
-    return {name: {key: facts[key] for key in facts if key != "arrived_s"} for name, facts in known.items()}
+    return {name: msgspec.to_builtins(device) for name, device in engine.devices.items()}

@@ -7,6 +7,7 @@ paho's private ones, in this file and no other.
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any, Self
 
 import paho.mqtt.client as mqtt
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from gruard.daemon.edges.dial import Dialler
 
-_READ_BYTES = 65_536  # paho asks for the rest of a packet at once, and Python makes room for all of it
+_READ_BYTES = 65_536  # at a time, however large a packet is announced to be
 
 
 class Client(mqtt.Client):
@@ -34,6 +35,14 @@ class Client(mqtt.Client):
         self._on_pong = on_pong
         self._largest_bytes = largest_bytes
         self._pings = 0  # without an answer
+        self._ahead, self._at = b"", 0  # bytes read from the socket, and how many of them are used
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether there are bytes that poll on the socket does not show any more."""
+        return self._at < len(self._ahead) or (
+            isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+        )
 
     def ping(self) -> None:
         """Send PINGREQ behind all that was sent before."""
@@ -69,7 +78,20 @@ class Client(mqtt.Client):
         return code
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        return super()._sock_recv(min(bufsize, _READ_BYTES))
+        """From what was read ahead: paho asks for single bytes, and would cost a system call for each."""
+        if self._at == len(self._ahead):
+            self._ahead, self._at = self._fetch(), 0
+        chunk = self._ahead[self._at : self._at + bufsize]
+        self._at += len(chunk)
+        return chunk
+
+    def _fetch(self) -> bytes:
+        if self._sock is None:
+            raise ConnectionError
+        try:
+            return self._sock.recv(_READ_BYTES)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as not_yet:
+            raise BlockingIOError from not_yet
 
     def _packet_read(self) -> MQTTErrorCode:
         code = super()._packet_read()

@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 from gruard.daemon.edges.backlog import Backlog
 from gruard.daemon.edges.client import Client, properties
-from gruard.daemon.edges.dial import Dialler, has_decrypted_bytes, tls_context
+from gruard.daemon.edges.dial import Dialler, tls_context
 from gruard.daemon.edges.link import MAX_PACKET_BYTES, Bell, BrokerOptions, Link, cause
 from gruard.daemon.edges.mailbox import MAX_IN_FLIGHT, Mailbox, Outgoing
 from gruard.daemon.edges.reconnect import Ending, Protocol
@@ -174,7 +174,7 @@ class Connection:
         poller.register(bell.fileno(), select.POLLIN)
         if wanted:  # a socket registered for nothing still reports a hang-up, again and again
             poller.register(sock.fileno(), wanted)
-        left_over = bool(wanted & select.POLLIN) and has_decrypted_bytes(sock)
+        left_over = bool(wanted & select.POLLIN) and client.reads_ahead
         ready = dict(poller.poll(0 if left_over else _TURN_MS))
         bell.silence()
         if left_over or ready.get(sock.fileno(), 0) & ~select.POLLOUT:

@@ -186,11 +186,6 @@ def tls_context(options: TlsOptions, dialler: Dialler) -> ssl.SSLContext:
     return context
 
 
-def has_decrypted_bytes(sock: object) -> bool:
-    """Whether TLS holds bytes that poll cannot see any more."""
-    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-
-
 def risks(options: BrokerOptions) -> list[str]:
     """What is unsafe about the link as configured, a sentence each.
 

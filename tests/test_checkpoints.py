@@ -11,6 +11,7 @@ import support_damage
 from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, readings
 
 from gruard.daemon.edges import schema
+from gruard.daemon.edges.checksums import row_checksum
 from gruard.daemon.edges.database import Database, open_database, open_readonly
 from gruard.daemon.errors import StateError
 from gruard.daemon.records import Delivery
@@ -108,6 +109,8 @@ def test_missing_row_of_the_newest_generation_is_noticed(database: Database) -> 
     for generation, lsn in ((0, 10), (1, 20)):
         database.save_checkpoints(both, generation=generation, lsn=lsn)
     database._write("DELETE FROM checkpoints_1 WHERE device = 2")
+    database.commit()
+    database.rollback()  # forgets what it knows, as a start does
     assert database.recovery_start() == 10
     assert database.older_generation() == 1
 
@@ -117,6 +120,8 @@ def test_both_generations_damaged_are_written_oldest_first(database: Database) -
     for generation, lsn in ((0, 10), (1, 20)):
         database.save_checkpoints([checkpoint("pump-1", lsn)], generation=generation, lsn=lsn)
         database._write(f"UPDATE checkpoints_{generation} SET state = x'00'")  # noqa: S608
+    database.commit()
+    database.rollback()
     assert (database.recovery_start(), database.older_generation()) == (10, 0)
 
 
@@ -125,6 +130,8 @@ def test_damaged_entry_of_a_generation_is_read_off_its_rows(database: Database) 
     for generation, lsn in ((0, 10), (1, 20)):
         database.save_checkpoints([checkpoint("pump-1", lsn)], generation=generation, lsn=lsn)
     database._write("UPDATE generations SET lsn = 99 WHERE id = 1")
+    database.commit()
+    database.rollback()  # forgets what it knows, as a start does
     assert database.recovery_start() == 10
     assert database.older_generation() == 1
     database.forget_device("pump-1")
@@ -352,3 +359,16 @@ def test_damaged_row_of_a_small_table_is_salvaged_around_at_the_start(tmp_path: 
     with open_database(tmp_path, now_s=NOW_S) as database:
         assert database.set_aside is None
         assert database.salvaged is None
+
+
+def test_checksum_of_what_no_column_holds_is_a_bug() -> None:
+    """Rather an error at once than a row that nobody can verify."""
+    with pytest.raises(TypeError, match="no column holds"):
+        row_checksum("meta", "key", object())
+
+
+def test_checksums_tell_rows_apart_and_read_numbers_as_their_column_gives_them_back() -> None:
+    """A column of floats gives 1 back as 1.0; a text is no blob, and columns do not run into each other."""
+    assert row_checksum("t", 1, 2.0) == row_checksum("t", 1.0, 2)
+    rows = [("a", "b"), ("ab", ""), ("", "ab"), (b"a", "b"), (None, "b"), (1, "b"), (0.1, "b"), (1, 1), (11,)]
+    assert len({row_checksum("t", *row) for row in rows}) == len(rows)

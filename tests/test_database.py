@@ -94,6 +94,20 @@ def test_open_of_a_directory_without_rights_is_refused(used: Path) -> None:
         assert database.count_readings() == 10
 
 
+def test_directory_or_file_that_the_system_denies_is_refused(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may not be read or written is a StateError, whoever asks, and nothing is set aside."""
+    may = os.access
+    for denied, told in ((used, "cannot be used"), (used / "gruard.db", "cannot be opened")):
+        monkeypatch.setattr(
+            os, "access", lambda path, mode, denied=denied: path != denied and may(path, mode)
+        )
+        with pytest.raises(StateError, match=f"{told}.*Permission denied"):
+            open_database(used, now_s=NOW_S)
+    assert sorted(file.name for file in used.iterdir()) == ["gruard.db", "gruard.lock"]
+
+
 def test_second_writer_is_refused_until_the_first_closes(used: Path) -> None:
     """Two daemons never write one directory, in one process or in two."""
     program = """

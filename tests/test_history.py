@@ -16,6 +16,7 @@ from support_database import FIELDS, NOW_S, checkpoint, reading, readings
 from gruard.daemon.edges import history as history_module
 from gruard.daemon.edges import journal as journal_module
 from gruard.daemon.edges.database import Database, open_database, open_readonly
+from gruard.daemon.edges.packs import read_fieldset
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -336,3 +337,47 @@ def test_reader_of_a_foreign_database_says_so(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StateError, match="not one of gruard's"):
         open_readonly(tmp_path)
+
+
+def test_reading_of_a_device_that_never_was_is_counted(database: Database) -> None:
+    """A row whose device was damaged is left out and counted; a forgotten device's row is none."""
+    database.append(readings(1, 6, ["pump-1", "pump-2"]))
+    database.forget_device("pump-2")
+    database._write("UPDATE readings SET device = 77 WHERE lsn = 4")
+    assert [row.lsn for row in database.readings_after(0)] == [2, 6]
+    assert database.skipped_rows == 1
+
+
+@pytest.mark.parametrize("body", [None, "text", b"short"])
+def test_pack_that_is_none_is_left_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch, body: object
+) -> None:
+    """A pack without bytes, or with too few, costs its readings and no others."""
+    for module in (journal_module, history_module):
+        monkeypatch.setattr(module, "TAIL_RECORDS", 3)
+        monkeypatch.setattr(module, "PACK_RECORDS", 4)
+    database.append(readings(1, 20))
+    database._write("UPDATE packs SET body = ? WHERE id = (SELECT min(id) FROM packs)", (body,))
+    assert database.history("pump-1", FIELDS, 100).lsn.tolist() == list(range(5, 21))
+    assert database.skipped_rows == 1
+
+
+def test_rows_out_of_order_are_an_error_and_no_endless_loop(database: Database) -> None:
+    """Paging stops where damage has put a table out of order."""
+    with pytest.raises(StateError, match="out of order"):
+        database._advanced(5, 5)
+
+
+def test_size_counts_the_log_if_there_is_one(tmp_path: Path) -> None:
+    """What the file and its log take together."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        database.append(readings(1, 5))
+        database.commit()
+        assert database.size_bytes() > (tmp_path / "gruard.db").stat().st_size
+    assert database.size_bytes() == (tmp_path / "gruard.db").stat().st_size  # closing took the log away
+
+
+@pytest.mark.parametrize("text", ["", "[", "7", '["temp", 3]', "{}"])
+def test_text_that_names_no_fields_is_no_set_of_fields(text: str) -> None:
+    """Names from a damaged index are looked at before they are tried."""
+    assert read_fieldset("plant", text) is None

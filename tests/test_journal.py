@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -483,3 +484,49 @@ def _run_child(program: str, directory: Path, *, killed: bool = False) -> str:
     output, _ = child.communicate(timeout=60)
     assert child.returncode == (-9 if killed else 0)
     return output
+
+
+def test_damage_to_a_device_in_use_is_an_error_that_marks_the_file(
+    database: Database, short_tail: None
+) -> None:
+    """A damaged row of a device, or of its fields, stops the group and has the file looked into."""
+    database.append(readings(1, 30))
+    database.commit()
+    for damage in ("UPDATE devices SET readings = 7", "UPDATE fieldsets SET checksum = 1"):
+        database._write(damage)
+        database._owners.clear()
+        database._fieldsets.clear()
+        with pytest.raises(StateError):
+            database.append(readings(31, 100) if "devices" in damage else [reading(31, "pump-2")])
+        assert database.count_readings() == 30
+    assert (database.path.parent / "gruard.db.suspect").exists()
+
+
+def test_packing_passes_over_a_device_that_was_forgotten_meanwhile(
+    database: Database, short_tail: None
+) -> None:
+    """A round of packing that had a device on its list goes on without it."""
+    database.append(readings(1, 45, ["pump-1", "pump-2", "pump-3"]))
+    for name in ("pump-1", "pump-2", "pump-3"):
+        if database._sweep:
+            database.forget_device(name)
+    database.append(readings(46, 300, ["pump-4"]))
+    assert _lsns(database, "pump-4") == list(range(46, 346))
+
+
+def test_writing_from_another_thread_is_a_bug_and_no_damage(database: Database) -> None:
+    """Misuse is not taken for a broken disk: the group stays as it is."""
+    database.append(readings(1, 3))
+    errors: list[Exception] = []
+
+    def misuse() -> None:
+        try:
+            database.append(readings(4, 1))
+        except sqlite3.ProgrammingError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=misuse)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert _lsns(database) == [1, 2, 3]

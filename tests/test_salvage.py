@@ -5,21 +5,26 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-from dataclasses import replace
+import struct
+from dataclasses import astuple, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pytest
 import support_damage
 from support_damage import DEVICES, GROUP, GROUPS, PAGE, Found, Truth, read_back
-from support_database import FIELDS, NOW_S, alert, checkpoint, reading, readings
+from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, readings
 
 from gruard.daemon.edges import database as database_module
 from gruard.daemon.edges import pages as pages_module
 from gruard.daemon.edges import salvage as salvage_module
 from gruard.daemon.edges import schema
+from gruard.daemon.edges.checksums import row_checksum
 from gruard.daemon.edges.database import open_database
-from gruard.daemon.edges.pages import Log, Pages, log_of, varint
+from gruard.daemon.edges.packs import checkpoint_checksum, read_fieldset
+from gruard.daemon.edges.pages import Cell, Log, Pages, log_of, varint
 from gruard.daemon.edges.rows import Salvaged
+from gruard.daemon.edges.salvage import Salvage
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -455,6 +460,25 @@ def test_copy_that_does_not_fit_together_does_not_stop_the_start(
     assert len(list(closed.glob("gruard.db.damaged*"))) == 2
 
 
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, OverflowError])
+def test_bytes_that_nobody_thought_of_do_not_stop_the_start(
+    closed: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """If salvaging trips over them an empty database is begun, and the damaged one is kept for a look."""
+    _change(closed / "gruard.db", _zero(1))
+
+    def trip(_: Path, target: sqlite3.Connection) -> Salvaged:
+        target.execute("BEGIN")
+        target.execute("INSERT INTO meta VALUES ('key', 'value', 0)")
+        raise error
+
+    monkeypatch.setattr(database_module, "salvage", trip)
+    with open_database(closed, now_s=NOW_S) as database:
+        assert database.set_aside is not None
+        assert database.salvaged is None
+        assert (database.next_lsn, database.meta("key")) == (1, None)
+
+
 def test_new_database_that_fails_its_checks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,16 +581,129 @@ def test_every_kind_of_column_is_read_as_sqlite_reads_it(tmp_path: Path) -> None
     connection.commit()
     connection.close()
     with Pages(tmp_path / "any.db") as pages:
-        cells = [cell for cell in pages.cells() if cell is not None and len(cell.kinds) == 2]
+        cells = [cell for cell in chain.from_iterable(pages.leaves()) if cell and len(cell.kinds) == 2]
         found = {cell.rowid: cell.values()[1] for cell in cells}
     assert found == {**dict(rows), -5: "below zero"}
+
+
+def _cell(rowid: int, *values: object) -> Cell:
+    """A row of a table as it lies in a page."""
+    kinds, body = [], b""
+    for value in values:
+        match value:
+            case None:
+                kinds.append(0)
+            case int():
+                kinds.append(6)
+                body += value.to_bytes(8, "big", signed=True)
+            case float():
+                kinds.append(7)
+                body += struct.pack(">d", value)
+            case str():
+                kinds.append(13 + 2 * len(value.encode()))
+                body += value.encode()
+            case bytes():
+                kinds.append(12 + 2 * len(value))
+                body += value
+    return Cell(rowid, tuple(kinds), body)
+
+
+def _sealed_cell(table: str, rowid: int, *row: object) -> Cell:
+    """A sound row of a table with checksums."""
+    stored = (None, *row[1:]) if row[0] == rowid else row
+    return _cell(rowid, *stored, row_checksum(table, *row))
+
+
+class _Rows:
+    """Pages that hold given rows, one after another."""
+
+    def __init__(self, *cells: Cell | None) -> None:
+        self._cells = cells
+
+    def leaves(self) -> Iterator[Iterator[Cell | None]]:
+        return (iter([cell]) for cell in self._cells)
+
+
+def _run(target: sqlite3.Connection, *cells: Cell | None) -> Salvaged:
+    return Salvage(_Rows(*cells), target).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_rows_under_one_key_the_newer_is_taken(target: sqlite3.Connection, order: int) -> None:
+    """Whichever lies first in the file, the later word on an alert counts; a model's later activation too."""
+    alerts = [astuple(alert("a", NOW_S, resolved)) for resolved in (None, NOW_S + 5)]
+    alerts[1] = (*alerts[1][:6], NOW_S + 5, *alerts[1][7:])
+    models = [astuple(replace(model("m"), activated_s=at)) for at in (None, NOW_S)]
+    generations = [(0, lsn, 0) for lsn in (10, 20)]
+    cells = [
+        *(_sealed_cell("alerts", 3, *row) for row in alerts),
+        *(_sealed_cell("models", 1, *row) for row in models),
+        *(_sealed_cell("generations", 0, *row) for row in generations),
+    ]
+    assert _run(target, *cells[::order]).lost == {}
+    assert target.execute("SELECT updated_s FROM alerts").fetchall() == [(NOW_S + 5,)]
+    assert target.execute("SELECT activated_s FROM models").fetchall() == [(NOW_S,)]
+    assert target.execute("SELECT id, lsn FROM generations").fetchall() == [(0, 20)]
+
+
+def test_two_alerts_under_one_row_number_are_both_taken(target: sqlite3.Connection) -> None:
+    """A deleted alert's number is given again; should the deleted one come back, it hides nothing."""
+    cells = [
+        _sealed_cell("alerts", 5, *astuple(alert(name, NOW_S, at))) for name, at in (("a", None), ("b", 5.0))
+    ]
+    assert _run(target, *cells).rows["alerts"] == 2
+
+
+def test_entry_of_a_generation_behind_its_rows_is_not_taken(target: sqlite3.Connection) -> None:
+    """It was left over from before: the rows tell how far the generation goes."""
+    fieldset = read_fieldset("plant", '["temp"]')
+    assert fieldset is not None
+    content = (20, "layout", None, b"state")
+    checksum = checkpoint_checksum(0, "pump-1", fieldset, *content)
+    saved = _run(
+        target,
+        _sealed_cell("fieldsets", 1, 1, "plant", '["temp"]'),
+        _sealed_cell("devices", 1, 1, "pump-1", 1, None, None, 0, 0, 0, 0),
+        _sealed_cell("generations", 0, 0, 10, 1),
+        _cell(1, None, 1, *content, checksum),
+    )
+    assert saved.rows["devices"] == 1
+    assert target.execute("SELECT lsn FROM checkpoints_0").fetchall() == [(20,)]
+    assert target.execute("SELECT count(*) FROM generations").fetchall() == [(0,)]
+
+
+def test_what_cannot_be_proven_is_counted(target: sqlite3.Connection) -> None:
+    """Unreadable entries, damaged deliveries, rows without an owner, names that are none."""
+    saved = _run(
+        target,
+        None,
+        _cell(1, None, 2, b"no deliveries"),
+        _cell(7, None, 1, 1, b"no reading"),
+        _cell(1 << 32, None, 1, 1, 1, b"no pack"),
+        _cell(1, None, 1, 1, "layout", None, b"no state", 5),
+        _cell(2, None, "plant", "no fields", 1),
+        _cell(3, "key", "value", 1),
+        Cell(4, (1, 1, 1, 1, 1, 1), b"of no table"),
+        Cell(None, (13 + 2 * 4, 1), b"\xff\xff\xff\xff\1"),
+    )
+    assert saved.lost == {"unreadable": 1, "deliveries": 1, "fieldsets": 1, "meta": 1, "readings": 1}
+    assert sum(saved.rows.values()) == 0
+    floor = target.execute("SELECT value FROM meta WHERE key = 'lsn_floor'").fetchall()
+    assert floor == [("8",)]
+
+
+@pytest.mark.parametrize("kind", [10, 11])
+def test_column_of_no_kind_is_no_value(kind: int) -> None:
+    """SQLite keeps two kinds for itself."""
+    with pytest.raises(ValueError, match="no such kind"):
+        Cell(1, (kind,), b"").values()
 
 
 def test_pages_of_nothing_are_none(tmp_path: Path) -> None:
     """No file, no log: no rows."""
     with Pages(tmp_path / "missing.db") as pages:
         assert pages.count == 0
-        assert list(pages.cells()) == []
+        assert list(pages.leaves()) == []
     assert not Log(b"").is_damaged
 
 
@@ -603,7 +740,7 @@ def test_pages_of_noise_never_raise(tmp_path: Path, seed: int) -> None:
     content[32:36] = rng.randrange(8).to_bytes(4, "big")
     (tmp_path / "noise.db").write_bytes(content)
     with Pages(tmp_path / "noise.db") as pages:
-        for cell in pages.cells():
+        for cell in chain.from_iterable(pages.leaves()):
             if cell is not None:
                 try:
                     assert len(cell.values()) == len(cell.kinds)

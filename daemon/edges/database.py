@@ -32,7 +32,7 @@ from gruard.daemon.edges.journal import suspect_path
 from gruard.daemon.edges.packs import checkpoint_checksum
 from gruard.daemon.edges.pages import log_of
 from gruard.daemon.edges.salvage import salvage
-from gruard.daemon.edges.tables import CHECKPOINTS, Generation
+from gruard.daemon.edges.tables import CHECKPOINTS, GENERATIONS, Generation
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ class Database(Bounded):
         # Group and size of each row of deliveries, and their sum.
         self._noted = deque(self._all("SELECT seq, max(count, 0) FROM deliveries ORDER BY seq"))
         self._kept = sum(count for _, count in self._noted)
+
+    def older_generation(self) -> int:
+        """The generation to save next. What was saved since the opening counts as whole."""
+        _, older = self._generations()
+        unsaved = {*GENERATIONS} - self._settled
+        return super().older_generation() if len(unsaved) > 1 else min(unsaved, default=older.id)
 
     def save_checkpoints(self, rows: Iterable[Checkpoint], *, generation: int, lsn: int) -> None:
         """Bring one generation up to `lsn`, which it then covers for every device.
@@ -258,22 +264,25 @@ def _open_or_begin(path: Path, now_s: float) -> tuple[sqlite3.Connection, Path |
     except schema.DamagedError:
         if salvaged is None:
             raise
-    # Rows that were proven one by one and do not fit together: nothing may stop a start.
+    # Rows that were proven one by one do not fit together: nothing may stop a start.
     _set_aside(path, now_s)
     schema.create(path)
     return schema.open_sound(path), set_aside, None
 
 
-def _salvage(path: Path, saved: Path) -> Salvaged:
-    """Make a new database at `saved` of what is sound in the one at `path`."""
+def _salvage(path: Path, saved: Path) -> Salvaged | None:
+    """Make a new database at `saved` of what is sound in the one at `path`, or an empty one."""
     for member in _family(saved):
         member.unlink(missing_ok=True)
     schema.create(saved)
     connection = schema.connect(saved)
     try:
         return salvage(path, connection)
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        # Bytes that nobody thought of. The file is kept, so they can be looked into; a start is not the time.
+        return None
     finally:
-        connection.close()  # which brings its log into the file
+        connection.close()  # which takes back what is not committed and brings the log into the file
 
 
 def _put_in_place(path: Path, saved: Path, now_s: float) -> Path | None:
@@ -287,11 +296,9 @@ def _put_in_place(path: Path, saved: Path, now_s: float) -> Path | None:
 def _set_aside(path: Path, now_s: float) -> Path | None:
     """Give the file and its companions another name; the name of the first that was there."""
     stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%SZ")
-    target = path.with_name(f"{path.name}.damaged-{stamp}")
-    for number in count(2):
-        if not any(os.path.lexists(member) for member in _family(target)):
-            break
-        target = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    target, numbers = path.with_name(f"{path.name}.damaged-{stamp}"), count(2)
+    while any(os.path.lexists(member) for member in _family(target)):
+        target = path.with_name(f"{path.name}.damaged-{stamp}-{next(numbers)}")
     moved = [
         member.rename(other)
         for member, other in zip(_family(path), _family(target), strict=True)

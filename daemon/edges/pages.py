@@ -135,12 +135,12 @@ class Pages:
                 content = b""
         return (content or b"").ljust(PAGE_BYTES, b"\0")
 
-    def cells(self) -> Iterator[Cell | None]:
-        """Every entry of every table and index that is in use; None for one that cannot be made out."""
+    def leaves(self) -> Iterator[Iterator[Cell | None]]:
+        """The entries of each page in use, which are of one table or index; None for one that is damaged."""
         free = self._free()
         for number in range(1, self.count + 1):
             if number not in free:
-                yield from self._cells(number)
+                yield self._cells(number)
 
     def _cells(self, number: int) -> Iterator[Cell | None]:
         page = self.page(number)

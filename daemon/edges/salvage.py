@@ -19,6 +19,7 @@ from array import array
 from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import chain, product
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from gruard.daemon.edges.checksums import SEALED, is_sound, keeping, read_deliveries, row_checksum
@@ -108,11 +109,11 @@ class Salvage:
 
     def run(self) -> Salvaged:
         """Copy everything. Raises sqlite3.Error if the new database cannot be written."""
-        for table, rowid, row in self._rows(lambda table: table not in _HANGING):
+        for table, rowid, row in self._rows(hanging=False):
             if table == "deliveries":
                 self._take_deliveries(rowid, *row[1:])
             elif table == "sqlite_sequence":
-                self._sequences[row[0]] = row[1]
+                self._sequences[row[0]] = int(row[1])
             else:
                 self._take_sealed(table, rowid, row)
         for identity, (_, row) in self._sealed["fieldsets"].items():
@@ -122,7 +123,7 @@ class Salvage:
         take: dict[str, Callable[..., None]] = {
             "readings": self._take_reading, "packs": self._take_pack, "checkpoints": self._take_checkpoint,
         }  # fmt: skip
-        for table, rowid, row in self._rows(lambda table: table in _HANGING):
+        for table, rowid, row in self._rows(hanging=True):
             take[table](rowid, *row[1:])
         self._settle()
         self._write_sealed()
@@ -131,24 +132,28 @@ class Salvage:
 
     # --- what lies in the pages -----------------------------------------------------------------------------
 
-    def _rows(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, Row]]:
-        """Rows that have the shape of a wanted table's: table, number, columns."""
-        for cell in self._pages.cells():
-            if cell is None:
-                self._lost["unreadable"] += wanted("meta")  # counted once
-                continue
-            shape = "".join(map(_kind, cell.kinds))
-            if cell.rowid is None:
-                if wanted("meta"):
+    def _rows(self, *, hanging: bool) -> Iterator[tuple[str, int, Row]]:
+        """Rows that have the shape of a table's, of those that hang on names or of the others."""
+        for cells in self._pages.leaves():
+            for cell in cells:
+                if cell is None:
+                    self._lost["unreadable"] += hanging  # counted once
+                    continue
+                shape = "".join(map(_kind, cell.kinds))
+                if cell.rowid is None:
+                    if hanging:
+                        break
                     self._suggest(shape, cell)
-                continue
-            table = _table_of(shape)
-            if table is None or not wanted(table):
-                continue
-            try:
-                yield table, cell.rowid, cell.values()
-            except ValueError:
-                self._lost[table] += 1
+                    continue
+                table = _table_of(shape)
+                if table is None:
+                    continue
+                if (table in _HANGING) != hanging:
+                    break  # a page's entries are of one table
+                try:
+                    yield table, cell.rowid, cell.values()
+                except ValueError:
+                    self._lost[table] += 1
 
     def _suggest(self, shape: str, cell: Cell) -> None:
         """Take a name from an index."""
@@ -297,7 +302,7 @@ class Salvage:
             if known and newest and known[1] < newest:  # left over from before
                 del self._sealed["generations"][generation]
         for table, rows in self._sealed.items():
-            for _, row in sorted(rows.values()):
+            for _, row in sorted(rows.values(), key=itemgetter(0)):
                 if row[0] != "schema_version":
                     self._target.execute(keeping(table), (*row, row_checksum(table, *row)))
                     self._saved[table] += 1
@@ -313,9 +318,9 @@ class Salvage:
                 )
 
     def _count_lost(self) -> None:
-        unproven = (lsn for lsn in chain(self._doubtful, self._journal) if lsn - self._newest < _NEAR)
-        newest = max(unproven, default=0)
-        newest = max(newest, self._newest)
+        # Numbers that only damaged rows tell are believed if they are near.
+        told = [lsn for lsn in chain(self._doubtful, self._journal) if 0 <= lsn < self._newest + _NEAR]
+        newest = max([self._newest, *told])
         floor = (LSN_FLOOR, str(newest + 1))
         self._target.execute(keeping("meta"), (*floor, row_checksum("meta", *floor)))
         generations = [row for _, row in self._sealed["generations"].values()]
@@ -325,7 +330,7 @@ class Salvage:
             self._lost["checkpoints"] += max(0, states - saved)
         # The journal is cut only at its beginning, and never behind the older generation.
         found = set(self._journal)
-        begin = min(found, default=newest + 1) - 1
+        begin = min(found or told, default=newest + 1) - 1
         covered = min((lsn for _, lsn, _ in generations), default=0)
         begin = min(begin, covered) if covered else begin
         self._lost["readings"] = newest - begin - len(found)

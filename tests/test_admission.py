@@ -201,6 +201,20 @@ def test_restore_older_checkpoint_without_arrivals_is_not_idle() -> None:
     assert isinstance(offer(other, "x", 1e9 + 3600.0)[0], Refused)
 
 
+@pytest.mark.parametrize("later_s", [40 * DAY_S, 10 * 365 * DAY_S])
+def test_receive_long_pause_makes_no_device_idle(later_s: float) -> None:
+    """After a pause, or where the clock was set, whoever was there has the whole idle limit to speak."""
+    bench = Bench(most_devices=2)
+    for name in ("a", "b"):
+        bench.feed(arrived(readings_of(name, plant_rows(60), 1e9), 1e9))
+    restored = Bench(most_devices=2)
+    restored.engine.restore(bench.engine.checkpoint(0))
+    assert isinstance(offer(restored, "x", 1e9 + later_s)[0], Refused)
+    assert isinstance(offer(bench, "b", 1e9 + later_s)[0], Scored)
+    assert isinstance(offer(bench, "x", 1e9 + later_s + 1.0)[0], Refused)
+    assert bench.engine.knows("a")
+
+
 def test_known_devices_score_the_same_beside_a_flood() -> None:
     """A thousand invented ids change no score and no state of a device that was there."""
     clean, flooded = (Bench(most_devices=12) for _ in range(2))

@@ -277,6 +277,14 @@ def test_admit_time_future_stamp_of_a_fast_device_does_not_block_it(ahead_s: flo
     assert [told(device, one) for one in later] == ["taken"] * 400
 
 
+def test_admit_time_fast_device_has_late_readings_too() -> None:
+    """A device that is always 10 s ahead: what it sends out of order is late, its lead excuses it not."""
+    device = new()
+    for n in range(150):
+        assert told(device, at(110.0 + n, 100.0 + n)) == "taken"
+    assert told(device, at(257.5, 249.5)) == "late"
+
+
 def test_admit_time_backlog_behind_a_future_stamp_is_taken() -> None:
     """What was told right after a stamp in the future may arrive hours later."""
     device = new()

@@ -132,10 +132,11 @@ def journalled(directory: Path, devices: Iterable[str]) -> dict[str, list[float]
 class Site:
     """A broker, a daemon under the shim and a stand-in for systemd; the state is kept at `state`."""
 
-    def __init__(self, folder: Path, state: Path) -> None:
+    def __init__(self, folder: Path, state: Path, train: str) -> None:
         self.broker = Mosquitto(folder, ["max_queued_messages 100000"])
         config = CONFIG.replace("{state}", str(state)).replace("[mqtt]", "[mqtt]\nkeepalive_s = 5")
-        self.daemon = Daemon(folder, self.broker.port, config=config + '[train]\nevery = "off"\n')
+        config += f'[train]\nevery = "{train}"\n'
+        self.daemon = Daemon(folder, self.broker.port, config=config, warmup=100)
         self.daemon.state = state
         self.shim = Shim(folder, state)
         self.manager = ServiceManager(folder, WATCHDOG_S)
@@ -161,9 +162,12 @@ class Site:
         self.waits(lambda: False, seconds)
 
     def has_all_of(self, load: Load) -> bool:
-        """Whether everything sent was taken, once and in order; ends the load."""
+        """Whether everything sent was taken and applied, once and in order; ends the load."""
         load.stop()
         if self.waits(lambda: journalled(self.daemon.state, load.sent) == load.sent, 60):
+            applied = self.daemon.devices()
+            counts = {device: applied[device]["readings"] for device in load.sent}
+            assert counts == {device: len(times) for device, times in load.sent.items()}
             return True
         found = journalled(self.daemon.state, load.sent)
         wrong = {
@@ -180,8 +184,9 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, state: Path) -> Iterator[Site]:
-    made = Site(folder, state)
+def site(folder: Path, state: Path, train: str = "off") -> Iterator[Site]:
+    """All of it, running."""
+    made = Site(folder, state, train)
     with (
         made.shim,
         made.manager,

@@ -73,7 +73,7 @@ class Supervision:
         engine, database = pipeline.engine, pipeline.database
         metrics.set_mqtt_connected(status.connected)
         metrics.set_tls_insecure(status.tls_insecure)
-        metrics.reconnects_seen(status.reconnects)
+        metrics.reconnected(self._grown("reconnects", status.reconnects))
         metrics.stale_acks(self._grown("stale acks", status.stale_acks))
         # Shed messages were never decoded: each counts as one reading that came and went.
         shed = self._grown("shed", status.shed)

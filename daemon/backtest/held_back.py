@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gruard.daemon.backtest.series import Series
-    from gruard.daemon.settings import Model
+    from gruard.daemon.settings_tables import Model
     from gruard.models.detector import DetectorConfig
     from gruard.models.lockstep import SeriesScores
 

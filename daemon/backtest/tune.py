@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from gruard.daemon.settings import Model
+from gruard.daemon.settings_tables import Model
 from gruard.models.cells import CELLS
 from gruard.models.errors import ModelError
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from gruard.daemon.backtest.series import Series
     from gruard.daemon.backtest.tune import Space, Tried
     from gruard.daemon.backtest.tune_history import Ground
-    from gruard.daemon.settings import Model, Settings
+    from gruard.daemon.settings import Settings
+    from gruard.daemon.settings_tables import Model
 
 #: Settings that are looked at again before the best is chosen, how often, and the seeds of the comparison.
 FINALISTS, LOOKS, SEEDS = 3, 2, 5

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gruard.daemon.backtest.tune import Space
     from gruard.daemon.backtest.tune_command import Found
     from gruard.daemon.backtest.tune_history import Ground
-    from gruard.daemon.settings import Model
+    from gruard.daemon.settings_tables import Model
 
 NO_GAIN = "No gain that can be told from luck."
 

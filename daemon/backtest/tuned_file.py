@@ -7,7 +7,8 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from gruard.daemon.config_toml import key_lines, write_toml
-from gruard.daemon.settings import CONFIG_VERSION, Model
+from gruard.daemon.settings import CONFIG_VERSION
+from gruard.daemon.settings_tables import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Named places at which a test may kill the daemon: before and after each step that makes something durable.
+"""Named places where a test may kill the daemon: before and after each step that makes something durable.
 
-`GRUARD_FAILPOINT=commit.before:3` ends the process with SIGKILL when it comes to `commit.before` for the third
-time. Without the variable every call does nothing.
+`GRUARD_FAILPOINT=commit.before:3` ends the process with SIGKILL when it comes to `commit.before` for the
+third time. Without the variable every call does nothing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ hostile publisher nor ten thousand devices can break or swell a scrape.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, clean_label
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ RetrainResult = Literal["promoted", "rejected", "failed", "timeout"]
 #: The text format of 2014: every Prometheus and every agent reads it.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-#: A label longer than this is cut; a device id may have 64 characters, a group's name two of them.
-MAX_LABEL_LENGTH = 160
-#: Reasons that no fixed list names get a series of their own up to this number, then share "other".
-SPARE_REASONS = 16
-
 # One batched step takes 0.1 to 10 ms; a second means that the machine is in trouble.
 SCORING_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 # One fsync lies between 0.2 ms (a good disk) and seconds (a worn flash card).
@@ -49,79 +44,12 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 RETRAIN_BUCKETS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
-def clean_label(text: str) -> str:
-    """Return `text` fit for a label: printable, at most MAX_LABEL_LENGTH characters, never empty.
-
-    A lone surrogate would make every later scrape fail and a newline would confuse whoever reads the
-    page. A changed label carries a hash of the original, so two names never fall into one series.
-    """
-    if text and len(text) <= MAX_LABEL_LENGTH and text.isprintable():
-        return text
-    mark = hashlib.blake2s(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    head = text[: MAX_LABEL_LENGTH - len(mark) - 1]
-    return "".join(char if char.isprintable() else "?" for char in head) + "~" + mark
-
-
-class _ReasonCounter:
-    """A counter with one label whose values are bounded: the known ones start at 0."""
-
-    def __init__(self, counter: Counter, known: Sequence[str], *, spare: int = 0) -> None:
-        self._counter = counter
-        self._series = {value: counter.labels(value) for value in known}
-        self._limit = len(known) + spare
-        self._totals: dict[str, int] = {}
-
-    def add(self, value: str, n: int) -> None:
-        if value not in self._series:
-            if len(self._series) >= self._limit:
-                self._counter.labels("other").inc(n)
-                return
-            self._series[value] = self._counter.labels(clean_label(value))
-        self._series[value].inc(n)
-
-    def reach(self, value: str, total: int) -> None:
-        """Bring the series up to a running `total` kept elsewhere; a lower total changes nothing."""
-        grown = total - self._totals.get(value, 0)
-        if grown > 0:
-            self._totals[value] = total
-            self.add(value, grown)
-
-
-class _Labelled:
-    """Names that may have series of their own: the first `limit` of them; the others are counted."""
-
-    def __init__(self, limit: int, unlabelled: Gauge) -> None:
-        self._limit = limit
-        self._labels: dict[str, str] = {}
-        self._refused: set[str] = set()
-        self._unlabelled = unlabelled
-
-    def label(self, name: str) -> str | None:
-        label = self._labels.get(name)
-        if label is not None:
-            return label
-        if len(self._labels) >= self._limit:
-            if name not in self._refused:
-                self._refused.add(name)
-                self._unlabelled.set(len(self._refused))
-            return None
-        self._labels[name] = label = clean_label(name)
-        self._refused.discard(name)
-        self._unlabelled.set(len(self._refused))
-        return label
-
-    def forget(self, name: str) -> str | None:
-        self._refused.discard(name)
-        self._unlabelled.set(len(self._refused))
-        return self._labels.pop(name, None)
-
-
 class Metrics:
     """All metrics of one daemon on one registry (given or new); each method is one event or one gauge.
 
     `labelled_devices` bounds the devices (and likewise the groups) that get series of their own; the
     rest are counted by `gruard_devices_unlabelled` and `gruard_groups_unlabelled`. Methods may be called
-    from any thread; those that take a running total, from one thread each.
+    from any thread.
     """
 
     def __init__(
@@ -130,7 +58,6 @@ class Metrics:
         # The client's `_created` series double the page and say nothing that the process start does not.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = registry or CollectorRegistry()
-        self._reconnects_total = 0
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         build = self._gauge("build_info", "Version of gruard and of Python; always 1.", "version", "python")
@@ -170,10 +97,6 @@ class Metrics:
     def gaps_seen(self, n: int) -> None:
         """Count readings that were never seen, by the gaps in their devices' sequence numbers."""
         self._gaps.inc(n)
-
-    def shed_seen(self, reason: str, total: int) -> None:
-        """Bring the shed count of `reason` up to an edge's running `total`; it never decreases."""
-        self._shed.reach(reason, total)
 
     def reading_arrived(self, received_s: float) -> None:
         """Show when the newest reading arrived (Unix seconds UTC)."""
@@ -268,12 +191,9 @@ class Metrics:
         """Show whether the broker connection stands."""
         self._connected.set(connected)
 
-    def reconnects_seen(self, total: int) -> None:
-        """Bring the reconnect count up to the broker edge's running `total`; it never decreases."""
-        grown = total - self._reconnects_total
-        if grown > 0:
-            self._reconnects_total = total
-            self._reconnects.inc(grown)
+    def reconnected(self, n: int) -> None:
+        """Count broker connections after the first."""
+        self._reconnects.inc(n)
 
     def set_tls_insecure(self, insecure: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
         """Show whether the broker's certificate may be for another host."""
@@ -346,19 +266,19 @@ class Metrics:
             "readings_received_total",
             "Readings received: the sum of gruard_readings_total and what is in the pipeline.",
         )
-        self._readings = _ReasonCounter(
+        self._readings = ReasonCounter(
             self._counter("readings_total", "Readings by what became of them.", "result"),
             ("scored", "duplicate", "rejected", "shed"),
         )
-        self._decode_errors = _ReasonCounter(
+        self._decode_errors = ReasonCounter(
             self._counter("decode_errors_total", "Messages and readings refused, by reason.", "reason"),
             REJECT_REASONS,
         )
-        self._field_issues = _ReasonCounter(
+        self._field_issues = ReasonCounter(
             self._counter("field_issues_total", "Fields left out of readings, by reason.", "reason"),
             ISSUE_REASONS,
         )
-        self._shed = _ReasonCounter(
+        self._shed = ReasonCounter(
             self._counter("shed_total", "Readings dropped on purpose to keep a limit, by reason.", "reason"),
             SHED_REASONS,
             spare=SPARE_REASONS,
@@ -393,12 +313,12 @@ class Metrics:
             "device_score_ratio", "Newest score of a device, 0 to 1; a bounded number of devices.", "device"
         )
         self._score_series: dict[str, Gauge] = {}
-        self._device_labels = _Labelled(
+        self._device_labels = Labelled(
             labelled_devices,
             self._gauge("devices_unlabelled", "Devices that score but are beyond the bound on series."),
         )
         self._resets = self._counter("state_resets_total", "Hidden states started afresh: not finite.")
-        self._alerts = _ReasonCounter(
+        self._alerts = ReasonCounter(
             self._counter("alerts_total", "Alerts opened, by severity.", "severity"),
             ("info", "warning", "critical"),
         )
@@ -434,11 +354,11 @@ class Metrics:
             "model_trained_timestamp_seconds", "When the live model was trained.", "group"
         )
         self._models_shown: dict[str, tuple[str, str, str]] = {}
-        self._group_labels = _Labelled(
+        self._group_labels = Labelled(
             labelled_groups,
             self._gauge("groups_unlabelled", "Groups with a model but beyond the bound on series."),
         )
-        self._retrains = _ReasonCounter(
+        self._retrains = ReasonCounter(
             self._counter("retrain_total", "Training rounds by how they ended.", "result"),
             ("promoted", "rejected", "failed", "timeout"),
         )

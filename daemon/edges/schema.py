@@ -151,7 +151,9 @@ def create(path: Path) -> None:
     connection = connect(fresh)
     try:
         migrate(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
+        # It does not raise when its write fails: it answers with the mode that stays.
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise sqlite3.OperationalError("the disk takes no write-ahead log")
     finally:
         connection.close()
     fresh.rename(path)

@@ -30,8 +30,10 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 HOUR_S, YEAR_S = 3600.0, 365.25 * 86_400
 #: Known to the source of the same name: one device tells its time, the other one leaves that to the daemon.
 DEVICES = {"pump-1": "plant", "fan-1": "raw"}
+FIELDS = ("f0", "f1", "f2")
 GAP_S = 0.02
 WARMUP = 100
+AGEING = CONFIG.replace("[state]", '[state]\nmax_age = "1d"')
 RECONNECTING = CONFIG.replace("[mqtt]", "[mqtt]\nkeepalive_s = 5")
 
 
@@ -115,6 +117,12 @@ def checkpoint_lsn(daemon: Daemon) -> int:
         return min(row.lsn for row in reader.checkpoints())
 
 
+def stored(daemon: Daemon) -> int:
+    """Readings of which the history can still be read."""
+    with open_readonly(daemon.state) as reader:
+        return sum(len(reader.history(device, FIELDS, 1_000_000).time_s) for device in DEVICES)
+
+
 def opened(lines: list[str]) -> dict[str, int]:
     """Alerts opened, by device."""
     found = [json.loads(line.split(" ", 1)[1]) for line in lines]
@@ -196,6 +204,25 @@ def test_reading_stamped_in_the_future_does_not_block_those_after_it(
     feed.send(30)
     assert daemon.settled(feed.sent), daemon.log()
     assert scored(daemon) >= feed.sent - 1, daemon.get("/metrics")[1]
+
+
+def test_clock_put_forward_history_does_not_expire_at_once(
+    tmp_path: Path, mosquitto: Mosquitto, trained: Path, shim: Shim
+) -> None:
+    """A clock that is wrong for a moment must not cost the history that `max_age` would keep."""
+    daemon = Daemon(tmp_path, mosquitto.port, config=AGEING, warmup=WARMUP)
+    shutil.copytree(trained, daemon.state)
+    with running(daemon, shim.environ):
+        kept = stored(daemon)
+        feed = Feed(mosquitto.port, plant_rows(1400)[1000:])
+        shim.clock_offset_s = JUMPS["+10y"]
+        for _ in range(5):
+            feed.send(20)
+            time.sleep(1.0)
+        shim.clock_offset_s = 0.0
+        feed.send(20)
+        assert daemon.settled(feed.sent), daemon.log()
+        assert stored(daemon) == kept + feed.sent
 
 
 @decades

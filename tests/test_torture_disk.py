@@ -262,6 +262,23 @@ def test_disk_fails_now_and_then_nothing_is_lost_or_taken_twice(
         assert "Traceback" not in here.daemon.log()
 
 
+@pytest.mark.broker
+@pytest.mark.slow
+def test_stop_while_the_disk_refuses_is_quick_and_costs_nothing(tmp_path: Path) -> None:
+    """SIGTERM does not wait for a disk: what was not saved is not acknowledged, and comes again."""
+    with site(tmp_path, tmp_path / "state") as here, Load(here.broker.port) as load:
+        here.rests(1.5)
+        here.shim.arm(Kind.ANY, 1, NEVER, errno.EIO)
+        assert here.waits(here.reasons)
+        began_s = time.monotonic()
+        assert here.daemon.stop() == 0
+        assert time.monotonic() - began_s < PROMPT_S
+        here.shim.disarm()
+        here.daemon.start(environ=here.shim.environ | here.manager.environ)
+        assert here.has_all_of(load)
+        assert "Traceback" not in here.daemon.log()
+
+
 @contextmanager
 def killed_with_readings(folder: Path, disk: Path) -> Iterator[tuple[Site, Load]]:
     """A daemon that was killed with readings in its log, so that the next start has something to write."""

@@ -218,6 +218,20 @@ def test_state_directory_renamed_away_is_noticed_and_taken_up_again(tmp_path: Pa
     assert not away.exists()
 
 
+@repeated
+@pytest.mark.broker
+@pytest.mark.slow
+def test_log_of_the_database_deleted_costs_nothing(tmp_path: Path) -> None:
+    """Somebody tidies the write-ahead log away: nothing goes on into a file without a name, and all is there."""
+    with site(tmp_path, tmp_path / "state") as here, Load(here.broker.port) as load:
+        here.rests(2.0)
+        (here.daemon.state / "gruard.db-wal").unlink()
+        assert here.waits(lambda: not here.daemon.alive or here.reasons()), "nobody noticed"
+        here.daemon.stop(signal.SIGKILL)
+        here.daemon.start(environ=here.shim.environ | here.manager.environ)
+        assert here.has_all_of(load)
+
+
 @pytest.mark.parametrize("delay_s", [0.01, 0.2, 2.0])
 @pytest.mark.broker
 @pytest.mark.slow

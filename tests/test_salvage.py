@@ -6,6 +6,10 @@ import random
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
+import textwrap
+import time
 from dataclasses import astuple, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -211,6 +215,28 @@ def test_lost_packs_leave_their_readings_to_the_journal_where_it_has_them(tmp_pa
             assert [row.readings for row in database.devices()] == [300, 300]
             for name, first in (("pump-1", 2), ("pump-2", 1)):
                 assert database.history(name, FIELDS, 1000).lsn.tolist() == list(range(first, 601, 2))
+
+
+def test_packs_under_wrong_numbers_come_into_order(tmp_path: Path) -> None:
+    """A pack's number has no checksum: its readings tell where it belongs, and count once."""
+    with pytest.MonkeyPatch.context() as patch:
+        support_damage.shorten(patch)
+        with open_database(tmp_path, now_s=NOW_S) as database:
+            database.append(readings(1, 400))
+            base = 1 << 32
+            database._write("UPDATE packs SET id = ? WHERE id = ?", (base + 700, base + 3))
+            database._write(
+                "INSERT INTO packs SELECT id + 800, fieldset, 1, 1, body FROM packs WHERE id = ?", (base,)
+            )
+            database.commit()
+        _change(tmp_path / "gruard.db", _zero(1))
+        with open_database(tmp_path, now_s=NOW_S) as database:
+            assert database.salvaged is not None
+            assert database.salvaged.lost == {}
+            assert database.history("pump-1", FIELDS, 1000).lsn.tolist() == list(range(1, 401))
+            database.append(readings(401, 200))
+            assert database.history("pump-1", FIELDS, 1000).lsn.tolist() == list(range(1, 601))
+            assert database.count_readings() == 600
 
 
 def test_forgotten_device_is_not_salvaged(tmp_path: Path) -> None:
@@ -422,6 +448,32 @@ def test_start_killed_amid_salvaging_begins_it_anew(past: History, closed: Path)
     assert sorted(file.name for file in closed.iterdir()) == [
         "gruard.db", "gruard.db.damaged-20260101T000000Z", "gruard.lock",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_starts_killed_at_any_moment_of_salvaging_lose_nothing(
+    past: History, closed: Path, seed: int
+) -> None:
+    """However often a start is killed between finding the damage and the renames, the last one has it all."""
+    program = """
+        import sys
+        from pathlib import Path
+        from gruard.daemon.edges.database import open_database
+        print("begins", flush=True)
+        open_database(Path(sys.argv[1]), now_s=0.0)
+        print("open", flush=True)
+    """
+    _change(closed / "gruard.db", lambda content: content.__setitem__(slice(0, 32), bytes(32)))
+    rng = random.Random(seed)
+    run = [sys.executable, "-c", textwrap.dedent(program), str(closed)]
+    for _ in range(6):
+        with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "begins\n"
+            time.sleep(rng.random() * 0.1)
+            child.kill()
+    with open_database(closed, now_s=NOW_S) as database:
+        assert read_back(database, past.truth) == past.whole
 
 
 def test_disk_without_room_for_the_copy_leaves_the_damaged_database_where_it_is(

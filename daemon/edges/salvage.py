@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import chain, product
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gruard.daemon.edges.checksums import SEALED, is_sound, keeping, read_deliveries, row_checksum
 from gruard.daemon.edges.packs import (
@@ -74,6 +74,14 @@ _NEWER: Final = {
 }
 #: A damaged row's number is believed if it is no further than this from what is sound.
 _NEAR: Final = 1_000_000
+
+
+class _Pack(NamedTuple):
+    """One pack of a device, by its place among them."""
+
+    number: int
+    last_lsn: int
+    rows: int
 
 
 class _Names:
@@ -228,7 +236,6 @@ class Salvage:
                 first, last = int(records["lsn"][0]), int(records["lsn"][-1])
                 row = (pack, fieldset, first, last, records.tobytes())
                 self._target.execute("INSERT OR IGNORE INTO packs VALUES (?, ?, ?, ?, ?)", row)
-                self._saved["packs"] += len(records)
                 self._newest = max(self._newest, last)
                 begun, _ = self._times.get(device, (float(records["time_s"][0]), 0.0))
                 self._times[device] = begun, float(records["time_s"][-1])
@@ -262,29 +269,26 @@ class Salvage:
 
     def _settle(self) -> None:
         """Bring the devices' counters to what was saved of their packs, and enter names from an index."""
-        packed: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
-        sql = "SELECT id, fieldset, last_lsn, length(body) FROM packs ORDER BY id"
-        for pack, fieldset, last, size in self._target.execute(sql):
-            rows = size // record_layout(len(self._fieldsets.proven[fieldset].fields)).itemsize
-            packed[pack_owner(pack)].append((pack - pack_range(pack_owner(pack))[0], fieldset, last, rows))
+        packed = self._order_packs()
         known = {row[0]: DeviceEntry(*row) for _, row in self._sealed["devices"].values()}
         reopened: dict[int, tuple[int, int]] = {}  # device -> bounds of what counts as not packed again
         for identity, name in self._devices.proven.items():
             if name is None:  # forgotten, and nothing of it was copied
                 known.pop(identity, None)
                 continue
-            packs = packed[identity]
-            rows = sum(pack[3] for pack in packs)
+            packs = packed.get(identity, [])
+            rows = sum(pack.rows for pack in packs)
             first_s, last_s = self._times.get(identity, (None, None))
             fieldset = self._fieldset_of.get(identity, 0)
             fresh = DeviceEntry(identity, name, fieldset, first_s, last_s, rows, 0, 0, 0)
             entry = known.get(identity, fresh)
             self._lost["packs"] += max(0, entry.packed_rows - rows)
+            newest = packs[-1] if packs else _Pack(-1, 0, 0)
             if rows < entry.packed_rows or identity not in known:
-                number, _, last, _ = packs[-1] if packs else (-1, 0, 0, 0)
-                reopened[identity] = last, entry.packed_lsn
-                entry = entry._replace(next_pack=max(entry.next_pack, number + 1), packed_lsn=last)
-            known[identity] = entry._replace(packed_rows=rows)
+                reopened[identity] = newest.last_lsn, entry.packed_lsn
+                entry = entry._replace(packed_lsn=newest.last_lsn)
+            next_pack = max(entry.next_pack, newest.number + 1)
+            known[identity] = entry._replace(packed_rows=rows, next_pack=next_pack)
         for lsn, identity in self._target.execute("SELECT lsn, device FROM readings") if reopened else ():
             low, high = reopened.get(identity, (0, 0))
             if low < lsn <= high:
@@ -293,6 +297,31 @@ class Salvage:
         for identity, fields in self._fieldsets.proven.items():
             row = (identity, fields.source, fieldset_text(fields.fields))
             self._sealed["fieldsets"].setdefault(identity, (identity, row))
+
+    def _order_packs(self) -> dict[int, list[_Pack]]:
+        """Each device's packs by their readings, and numbered so; a pack's number has no checksum."""
+        packed: dict[int, list[_Pack]] = defaultdict(list)
+        sql = (
+            "SELECT id, fieldset, first_lsn, last_lsn, length(body) FROM packs"
+            " ORDER BY id >> 32, first_lsn, last_lsn DESC"
+        )
+        for pack, fieldset, first, last, size in self._target.execute(sql).fetchall():
+            packs = packed[pack_owner(pack)]
+            if packs and first <= packs[-1].last_lsn:  # the same readings once more, under another number
+                self._target.execute("DELETE FROM packs WHERE id = ?", (pack,))
+                continue
+            rows = size // record_layout(len(self._fieldsets.proven[fieldset].fields)).itemsize
+            packs.append(_Pack(pack - pack_range(pack_owner(pack))[0], last, rows))
+            self._saved["packs"] += rows
+        for device, packs in packed.items():
+            numbers = [pack.number for pack in packs]
+            if numbers != sorted(numbers):
+                base, unused = pack_range(device)[0], max(numbers) + 1
+                for place, number in enumerate(numbers, unused):
+                    sql = "UPDATE packs SET id = ? WHERE id = ?"
+                    self._target.execute(sql, (base + place, base + number))
+                    packs[place - unused] = packs[place - unused]._replace(number=place)
+        return packed
 
     def _write_sealed(self) -> None:
         self._target.execute("DELETE FROM generations")  # a new file's, which say that there is nothing

@@ -14,12 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import numpy as np
 import pytest
+from fuzz.models import sealed, sound_tensors
 from fuzz.targets import TARGETS
+from support_engine import Bench, plant_rows, readings_of
 from support_sources import OPTIONS
+
+from gruard.daemon.core.checkpoints import open_state
+from gruard.daemon.core.engine import BASELINE
+from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 TESTS = Path(__file__).parent
 SEED = os.environ.get("GRUARD_FUZZ_SEED", "20261126")
@@ -65,7 +75,6 @@ def test_two_hundred_thousand_payloads_end_as_readings_or_refusals(tmp_path: Pat
 
 #: Found, reported, not mended yet.
 KNOWN = {
-    "adopt": "a sealed package with misshapen device tensors is not refused as a ModelError",
     "checkpoint": "a name that is not UTF-8 is no msgspec.DecodeError",
 }
 
@@ -90,6 +99,51 @@ def test_guided_inputs_keep_the_promises_of(name: str, tmp_path: Path) -> None:
     list(fuzz(tmp_path, name, "--seconds", str(3 * TIMES)))
     seeds = len(list((tmp_path / f"corpus-{name}").glob("seed-*")))
     assert len(list((tmp_path / f"corpus-{name}").iterdir())) > seeds, "it found no input that reaches more"
+
+
+# What was found once.
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("device.scale", None),
+        ("device.scale", np.zeros((2, 2))),
+        ("device.scale", np.full((2, 2), 1e300)),
+        ("device.location", np.ones((2, 99))),
+        ("device.median", np.ones((2, 3, 4, 1), np.float32)),
+        ("device.quantile", np.ones((2, 12), np.float32)),
+        ("device.level", np.zeros(2, np.float32)),
+        ("device.level", np.ones((2, 1), np.float32)),
+        ("device.skill", None),
+        ("precision", np.ones((3, 2), np.float32)),
+        ("var.weights", np.full((17, 4), 1e30, np.float32)),
+    ],
+)
+def test_adopt_refuses_a_sealed_package_that_does_not_fit(name: str, tensor: NDArray[Any] | None) -> None:
+    """Tensors that are absent, misshapen or beyond reason are a ModelError; the group stays as it was."""
+    tensors = sound_tensors()
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    bench = Bench()
+    for device in ("pump-1", "pump-2"):
+        bench.feed(readings_of(device, plant_rows(20, 0, 2)))
+    (group,) = [group for group in bench.engine.groups.values() if group.devices]
+    with pytest.raises(ModelError):
+        bench.engine.adopt(group.name, sealed(tensors))
+    assert group.model == BASELINE
+    bench.engine.adopt(group.name, sealed(sound_tensors()))
+    assert group.model != BASELINE
+
+
+@pytest.mark.xfail(reason=KNOWN["checkpoint"], strict=True)
+def test_a_checkpoint_with_a_name_that_is_no_text_is_no_checkpoint() -> None:
+    """Bytes where a text belongs are refused like any other damage."""
+    known = b"\x81\xa4name\xa1\xff"
+    with pytest.raises(msgspec.DecodeError):
+        open_state(len(known).to_bytes(4, "big") + known)
 
 
 def test_every_target_has_a_bounded_run() -> None:

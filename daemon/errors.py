@@ -31,5 +31,9 @@ class StateError(GruardError):
     """The state directory or the database cannot be used."""
 
 
+class LostLogError(StateError):
+    """The database's write-ahead log was deleted under it: what it holds is in no file with a name."""
+
+
 class ListenError(GruardError):
     """The address for HTTP cannot be listened on: in use, not ours, or not allowed."""

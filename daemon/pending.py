@@ -10,7 +10,6 @@ transaction back; nothing is lost by that, because everything still stands here 
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from gruard.daemon.core.events import Removed, Scored
 from gruard.daemon.core.flags import flags_of
 from gruard.daemon.edges import failpoints
+from gruard.daemon.edges.place import Place
 from gruard.daemon.edges.rows import AlertRow, StoredReading
 from gruard.daemon.errors import StateError
 
@@ -41,7 +41,7 @@ class Pending:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._place = database.path.stat()
+        self._place = Place(database.path)
         self._facts: list[Scored | Told | Removed] = []  # in the order in which they happened
         self._deliveries: list[tuple[Delivery, Sequence[Reading]]] = []
         self._delivered: set[int] = set()  # seqs of the outbox that the broker has taken
@@ -105,7 +105,7 @@ class Pending:
         """
         failpoints.reach("journal.before")
         with self.transaction():
-            self._check_place()
+            self._place.check()
             self._write_facts()
         failpoints.reach("journal.after")
 
@@ -139,6 +139,7 @@ class Pending:
         ]
         for _, then in settled:
             then()
+        self._place.check()  # what went into a file without a name is not durable
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -148,16 +149,6 @@ class Pending:
         except StateError:
             self._written = 0
             raise
-
-    def _check_place(self) -> None:
-        """An open file goes on taking writes after it was moved away or deleted: nobody would find them."""
-        path = self._database.path
-        try:
-            here = os.path.samestat(path.stat(), self._place)
-        except OSError:
-            here = False
-        if not here:
-            raise StateError(f"The database {path} is not where it was: it was moved, replaced or deleted.")
 
     def _write_facts(self) -> None:
         readings: list[StoredReading] = []

@@ -34,7 +34,7 @@ from gruard.daemon.edges.journal import suspect_path
 from gruard.daemon.edges.memory import give_back
 from gruard.daemon.edges.metrics import Metrics
 from gruard.daemon.edges.notify import Notifier
-from gruard.daemon.errors import StateError
+from gruard.daemon.errors import LostLogError, StateError
 from gruard.daemon.intake import Intake
 from gruard.daemon.pipeline import Pipeline
 from gruard.daemon.settings import source_options
@@ -246,8 +246,12 @@ class Service:
         """Take nothing more until the disk takes what was scored.
 
         Raises:
-            StateError: the database itself is damaged; the next start sets it aside and saves what is sound.
+            StateError: the next start can mend it. Of a damaged database it saves what is sound; a log that was
+                taken away is made anew, once what it held is in the database.
         """
+        if isinstance(error, LostLogError):
+            self._pipeline.database.fold_log()
+            raise error
         if suspect_path(self._pipeline.database.path).exists():
             raise error
         if self._retry_s is None:
@@ -315,7 +319,8 @@ class Service:
         if self._retry_s is not None:
             return
         state = self._settings.state
-        oldest_s = None if state.max_age_s is None else time.time() - state.max_age_s
+        max_age_s = None if self._supervision.is_clock_new else state.max_age_s
+        oldest_s = None if max_age_s is None else time.time() - max_age_s
         self._pipeline.prune(state.max_rows_per_device, state.max_megabytes * 1_000_000, oldest_s)
         self._pipeline.tell_storm()
 

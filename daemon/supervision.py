@@ -38,6 +38,8 @@ DEAF_S, HOPELESS_S = 5.0, 30.0
 CLOCK_UNSET_BEFORE_S = 1_704_067_200.0  # 2024
 #: A clock that is set by more than this is worth a word, and for how long.
 CLOCK_STEP_S, CLOCK_NOTED_S = 1.0, 10.0
+#: Nothing is thrown away for its age by a clock that was set less than a day ago: it may be wrong.
+CLOCK_NEW_S = 86_400.0
 #: How long the HTTP server may take to end.
 HTTP_STOP_S = 0.5
 
@@ -154,6 +156,11 @@ class Supervision:
         if time.monotonic() - noted_s < CLOCK_NOTED_S:
             reasons.append(sentence)
         return reasons
+
+    @property
+    def is_clock_new(self) -> bool:
+        """Whether the clock was set a short while ago."""
+        return time.monotonic() - self._clock_note[0] < CLOCK_NEW_S
 
     def _look_at_the_clock(self) -> None:
         """Nothing waits by the clock that people set: a step needs no mending, but it explains much."""

@@ -79,6 +79,11 @@ class Journal(Reader):
             self._all("ROLLBACK")
         self._start_over()
 
+    def fold_log(self) -> None:
+        """Bring what the write-ahead log holds into the database's file, through the open connection."""
+        self.rollback()
+        self._all("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def forget_device(self, device: str) -> None:
         """Drop a device at once; its stored readings follow when `prune` comes to them."""
         with self._whole():

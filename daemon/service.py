@@ -246,8 +246,8 @@ class Service:
         """Take nothing more until the disk takes what was scored.
 
         Raises:
-            StateError: the next start can mend it. Of a damaged database it saves what is sound; a log that was
-                taken away is made anew, once what it held is in the database.
+            StateError: the next start can mend it. Of a damaged database it saves what is sound, and a log
+                that was taken away is made anew, once what it held is in the database.
         """
         if isinstance(error, LostLogError):
             self._pipeline.database.fold_log()

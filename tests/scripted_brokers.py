@@ -86,6 +86,14 @@ class Wire:
     def suback(self, subscribe: bytes, *codes: int) -> bytes:
         return whole(SUBACK, subscribe[:2] + (b"\0" if self.v5 else b"") + bytes(codes))
 
+    def grant(self, subscribe: bytes, code: int = 1) -> bytes:
+        """A SUBACK with QoS 1, or another code, for every filter."""
+        at, filters = (3 if self.v5 else 2), 0
+        while at < len(subscribe):
+            at += 2 + struct.unpack_from(">H", subscribe, at)[0] + 1
+            filters += 1
+        return self.suback(subscribe, *[code] * filters)
+
     def message(self, topic: bytes = b"a", payload: bytes = b"1", packet_id: int | None = None) -> bytes:
         """A PUBLISH; with a packet id it is of QoS 1."""
         head = struct.pack(">H", len(topic)) + topic
@@ -100,7 +108,7 @@ class Wire:
             if kind == CONNECT:
                 self.send(self.connack(session=session))
             elif kind == SUBSCRIBE:
-                self.send(self.suback(body, 1))
+                self.send(self.grant(body))
                 return
 
     def serve(self, answer: Callable[[int, bytes], bytes | None] | None = None) -> None:
@@ -113,7 +121,7 @@ class Wire:
             elif kind == CONNECT:
                 self.send(self.connack())
             elif kind == SUBSCRIBE:
-                self.send(self.suback(body, 1))
+                self.send(self.grant(body))
             elif kind == PINGREQ:
                 self.send(whole(PINGRESP))
             elif kind == PUBLISH and (packet_id := packet_id_of(body)) is not None:
@@ -275,7 +283,7 @@ def never_answers_a_subscription(wire: Wire) -> None:
 
 
 def refuses_the_subscription(wire: Wire) -> None:
-    wire.serve(lambda kind, body: wire.suback(body, 0x87) if kind == SUBSCRIBE else None)
+    wire.serve(lambda kind, body: wire.grant(body, 0x87) if kind == SUBSCRIBE else None)
 
 
 def answers_another_subscription(wire: Wire) -> None:

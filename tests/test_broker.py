@@ -802,16 +802,25 @@ def test_limits_named_by_the_broker_are_kept() -> None:
             broker.publish("a", b"x" * 256, qos=1, retain=False)
 
 
-def test_refused_publish_is_failed_and_named() -> None:
-    """A PUBACK that says no is not a confirmation."""
-    replies = {CONNECT: ACCEPT, PUBLISH: packet(PUBACK, b"\0\1\x87\0")}
-    with (
-        ScriptedBroker(lambda kind, _: replies.get(kind, b"")) as scripted,
-        _running(_options(scripted.port)) as broker,
-    ):
-        token = broker.publish("a", b"", qos=1, retain=False)
-        assert wait_until(lambda: broker.failed() == [token])
+def test_refused_publish_is_named_at_once_and_failed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PUBACK that says no is no confirmation, and whoever tries again does so at a slow pace."""
+    monkeypatch.setattr(connection_module, "_REFUSED_S", 1.0)
+
+    def reply(kind: int, body: bytes) -> bytes:
+        if kind == PUBLISH:
+            return packet(PUBACK, body[3:5] + b"\x87\0")
+        return ACCEPT if kind == CONNECT else b""
+
+    with ScriptedBroker(reply) as scripted, _running(_options(scripted.port)) as broker:
+        tokens = [broker.publish("a", b"", qos=1, retain=False) for _ in range(20)]
+        assert wait_until(lambda: broker.status().last_error is not None)
         assert broker.status().last_error == "The broker refused a message of ours (Not authorized)."
+        assert broker.publish("a", b"", qos=1, retain=False) is None
+        assert broker.failed() == []
+        failed: list[int] = []
+        assert wait_until(lambda: failed.extend(broker.failed()) or len(failed) == 20)
+        assert failed == tokens
+        assert broker.publish("a", b"", qos=1, retain=False) is not None
 
 
 @pytest.mark.parametrize(("topic", "qos"), [("a/+", 0), ("#", 1), ("", 0), ("a", 2)])

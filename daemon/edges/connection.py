@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import select
 import socket
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as mqtt
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 _CONNACK_TIMEOUT_S = 10.0  # for the answer to CONNECT
 _ANSWER_TIMEOUT_S = 60.0  # for SUBACK and PUBACK: without them we would be deaf, or dumb, for ever
+_REFUSED_S = (
+    5.0  # a publish that was refused keeps its place so long: it will be tried again, and not at once
+)
 _HELD_S = 5.0  # after so long without an acknowledgement of ours, messages may wait at the broker
 _SETTLED_S = 10.0  # a connection that old was not made only to be taken over
 _TURN_MS = 500  # the network thread looks at keep-alive at least this often
@@ -71,6 +74,7 @@ class Connection:
         self._ready: set[int] = set()  # packet ids the worker has given back
         self._moved_s = 0.0  # when an acknowledgement last left, or the first message came that needs one
         self._tokens: dict[int, tuple[int, float]] = {}  # packet id of a publish -> its token, when it left
+        self._refused: deque[tuple[int, float]] = deque()  # tokens of refused publishes, and when to say so
         self._paused_s = -math.inf  # when the inbox last kept us from reading
         self._shown_s = -math.inf  # when we last showed a sign of life without reading
         self._arrived: list[Message] = []  # in the present burst
@@ -211,6 +215,8 @@ class Connection:
             if oldest is not None and oldest[1] < overdue_s:
                 raise BrokerError("it does not acknowledge what we publish")
         self._subscriptions.ask_again(now)
+        while self._refused and self._refused[0][1] <= now:
+            self._mailbox.settle(self._refused.popleft()[0], accepted=False)
         if self._link.rival is not None and now - self.accepted_s >= _SETTLED_S:
             self._link.rival = None
 
@@ -374,8 +380,10 @@ class Connection:
         token, _sent_s = self._tokens.pop(mid, (None, 0.0))
         if token is None:  # QoS 0
             return
-        self._mailbox.settle(token, accepted=not code.is_failure)
-        if code.is_failure:
+        if not code.is_failure:
+            self._mailbox.settle(token, accepted=True)
+        else:
+            self._refused.append((token, self._monotonic() + _REFUSED_S))
             self._link.last_error = f"The broker refused a message of ours ({code.getName()})."
 
     def _on_disconnect(

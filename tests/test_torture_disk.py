@@ -222,7 +222,7 @@ def test_state_directory_renamed_away_is_noticed_and_taken_up_again(tmp_path: Pa
 @pytest.mark.broker
 @pytest.mark.slow
 def test_log_of_the_database_deleted_costs_nothing(tmp_path: Path) -> None:
-    """Somebody tidies the write-ahead log away: nothing goes on into a file without a name, and all is there."""
+    """Somebody tidies the write-ahead log away: nothing goes on into a file without a name."""
     with site(tmp_path, tmp_path / "state") as here, Load(here.broker.port) as load:
         here.rests(2.0)
         (here.daemon.state / "gruard.db-wal").unlink()

@@ -11,7 +11,7 @@ import support_damage
 from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, readings
 
 from gruard.daemon.edges import schema
-from gruard.daemon.edges.checksums import row_checksum
+from gruard.daemon.edges.checksums import read_deliveries, row_checksum
 from gruard.daemon.edges.database import Database, open_database, open_readonly
 from gruard.daemon.errors import StateError
 from gruard.daemon.records import Delivery
@@ -202,7 +202,7 @@ def test_forgotten_deliveries_are_gone(database: Database) -> None:
     assert list(database.deliveries()) == [_delivery(3)]
 
 
-@pytest.mark.parametrize("body", [None, "text", b"", b"\0" * 40, 7])
+@pytest.mark.parametrize("body", [b"", b"\0" * 40, b"four", b"text"])
 def test_damaged_deliveries_are_harmless(database: Database, body: object) -> None:
     """A group that is not what was written is left out and counted; the others and new ones are there."""
     for number in range(3):
@@ -372,3 +372,9 @@ def test_checksums_tell_rows_apart_and_read_numbers_as_their_column_gives_them_b
     assert row_checksum("t", 1, 2.0) == row_checksum("t", 1.0, 2)
     rows = [("a", "b"), ("ab", ""), ("", "ab"), (b"a", "b"), (None, "b"), (1, "b"), (0.1, "b"), (1, 1), (11,)]
     assert len({row_checksum("t", *row) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("body", [None, "text", 7])
+def test_deliveries_that_are_no_bytes_are_none(body: object) -> None:
+    """Whatever a damaged page gives in their place."""
+    assert read_deliveries(body) == []

@@ -35,6 +35,8 @@ SEED = int(os.environ.get("GRUARD_TORTURE_SEED", "1"))
 DATABASE_FILES = {"gruard.db": 10, "gruard.db-wal": 7, "gruard.db-shm": 1, "gruard.lock": 1}
 #: Damage of one byte, which must cost no more than the page it is on.
 SMALL = {"flip", "byte", "head", "page head"}
+#: Seeds that found something: they are run every time.
+FOUND = (140, 794, 1480, 3284, 5456, 6406)
 #: As many readings as fit on a page.
 PAGEFUL = 80
 
@@ -79,11 +81,11 @@ def test_damaged_database_starts_and_tells_nothing_false(
     """A start with any file of the database damaged gives what was written or counts it as lost."""
     support_damage.shorten(monkeypatch)
     outcomes: Counter[str] = Counter()
-    for seed in range(SEED + part, SEED + FILES, 10):
+    for seed in (*FOUND[part::10], *range(SEED + part, SEED + FILES, 10)):
         rng = random.Random(seed)
         form = rng.choices(["closed", "crashed", "old"], [5, 6, 1])[0]
-        copy = directory / str(seed)
-        shutil.copytree(plant.forms[form], copy)
+        copy = Path(tempfile.mkdtemp(dir=directory))
+        shutil.copytree(plant.forms[form], copy, dirs_exist_ok=True)
         there = [name for name in DATABASE_FILES if (copy / name).exists()]
         name = rng.choices(there, [DATABASE_FILES[name] for name in there])[0]
         kind = damage(copy / name, rng, plant.forms["early"])

@@ -335,7 +335,7 @@ def test_bad_frame_costs_what_is_on_it_and_not_what_is_behind(
     assert lost_groups <= 1
 
 
-@pytest.mark.parametrize("place", [0, 5, 10, 17, 26])
+@pytest.mark.parametrize("place", [0, 3, 5, 10, 17, 26])
 def test_damaged_head_of_the_log_costs_nothing(past: History, crashed: Path, place: int) -> None:
     """SQLite would drop the whole log over its head; its frames prove each other."""
     _change(crashed / "gruard.db-wal", lambda content: content.__setitem__(place, content[place] ^ 1))
@@ -696,6 +696,16 @@ def test_of_two_rows_under_one_key_the_newer_is_taken(target: sqlite3.Connection
     assert target.execute("SELECT updated_s FROM alerts").fetchall() == [(NOW_S + 5,)]
     assert target.execute("SELECT activated_s FROM models").fetchall() == [(NOW_S,)]
     assert target.execute("SELECT id, lsn FROM generations").fetchall() == [(0, 20)]
+
+
+def test_one_live_model_is_left_in_each_group(target: sqlite3.Connection) -> None:
+    """An entry from before a model was replaced does not put it in charge again."""
+    rows = [("m-1", "a", 10.0), ("m-2", "a", 30.0), ("m-3", "a", 20.0), ("m-4", "b", 5.0), ("m-5", "b", None)]
+    live = [replace(model(name, group, "live"), activated_s=at) for name, group, at in rows]
+    _run(target, *(_sealed_cell("models", place, *astuple(row)) for place, row in enumerate(live)))
+    found = target.execute("SELECT id FROM models WHERE status = 'live' ORDER BY id").fetchall()
+    assert found == [("m-2",), ("m-4",)]
+    assert target.execute("SELECT count(*) FROM models WHERE status = 'retired'").fetchone() == (3,)
 
 
 def test_two_alerts_under_one_row_number_are_both_taken(target: sqlite3.Connection) -> None:

@@ -75,7 +75,9 @@ class Database(Bounded):
     def _start_over(self) -> None:
         super()._start_over()
         # Group and size of each row of deliveries, and their sum.
-        self._noted = deque(self._all("SELECT seq, max(count, 0) FROM deliveries ORDER BY seq"))
+        self._noted = deque(
+            self._all("SELECT seq, max(CAST(count AS INTEGER), 0) FROM deliveries ORDER BY seq")
+        )
         self._kept = sum(count for _, count in self._noted)
 
     def older_generation(self) -> int:

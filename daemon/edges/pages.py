@@ -30,6 +30,9 @@ _FRAME: Final = np.dtype([
     ("page", ">u4"), ("commit", ">u4"), ("salts", ">u4", 2), ("checksum", ">u4", 2), ("content", "V4096"),
 ])  # fmt: skip
 
+#: Frames whose checksums are worked out at once: bounds the memory that a long log takes.
+_AT_ONCE: Final = 256
+
 _NUMBER_BYTES: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}  # serial type -> size, section 2.1
 
 
@@ -69,13 +72,13 @@ class Log:
         count = max(0, len(content) - _LOG_HEAD.size) // _FRAME.itemsize
         frames = np.frombuffer(content, _FRAME, count, min(len(content), _LOG_HEAD.size))
         stored = np.vstack([np.array([numbers[6:]], np.uint32), frames["checksum"].astype(np.uint32)])
-        # The magic says how words are read; where it is damaged either may be right.
-        proven = {order: (_log_sums(frames, stored[:-1], order) == stored[1:]).all(axis=1) for order in "<>"}
-        order = max(proven, key=lambda order: int(proven[order].sum()))
-        follows = proven[order]
-        salts = np.array(numbers[4:6], np.uint32)
+        # The magic says how words are read; in a damaged head either may be right.
+        order = "<>"[numbers[0] & 1]
         words = np.frombuffer(head[:24], order + "u4").astype(np.uint32)
         head_sound = numbers[0] in _LOG_MAGIC and _chain(words, 0, 0) == numbers[6:]
+        proven = [_follows(frames, stored, order) for order in (order if head_sound else "<>")]
+        follows = max(proven, key=np.count_nonzero)
+        salts = np.array(numbers[4:6], np.uint32)
         if not head_sound and follows.any():
             salts = frames["salts"][int(np.argmax(follows))].astype(np.uint32)
         ours = (frames["salts"] == salts).all(axis=1)
@@ -250,6 +253,16 @@ def _chain(words: np.ndarray, first: int, second: int) -> tuple[int, int]:
         first = (first + one + second) & 0xFFFFFFFF
         second = (second + other + first) & 0xFFFFFFFF
     return first, second
+
+
+def _follows(frames: np.ndarray, stored: np.ndarray, order: str) -> np.ndarray:
+    """Whether each frame's checksum goes on from the one before it, (N,); `stored` is (N + 1, 2)."""
+    parts = [np.empty(0, bool)]
+    for at in range(0, len(frames), _AT_ONCE):
+        end = min(at + _AT_ONCE, len(frames))
+        sums = _log_sums(frames[at:end], stored[at:end], order)
+        parts.append((sums == stored[at + 1 : end + 1]).all(axis=1))
+    return np.concatenate(parts)
 
 
 def _log_sums(frames: np.ndarray, before: np.ndarray, order: str) -> np.ndarray:

@@ -72,6 +72,9 @@ _NEWER: Final = {
     "generations": "lsn",
     "models": "activated_s",
 }
+_GROUP, _STATUS, _ACTIVATED_S = (
+    SEALED["models"].index(name) for name in ("group_name", "status", "activated_s")
+)
 #: A damaged row's number is believed if it is no further than this from what is sound.
 _NEAR: Final = 1_000_000
 
@@ -134,6 +137,7 @@ class Salvage:
         for table, rowid, row in self._rows(hanging=True):
             take[table](rowid, *row[1:])
         self._settle()
+        self._retire_models()
         self._write_sealed()
         self._count_lost()
         return Salvaged(dict(self._saved), {table: count for table, count in self._lost.items() if count > 0})
@@ -297,6 +301,18 @@ class Salvage:
         for identity, fields in self._fieldsets.proven.items():
             row = (identity, fields.source, fieldset_text(fields.fields))
             self._sealed["fieldsets"].setdefault(identity, (identity, row))
+
+    def _retire_models(self) -> None:
+        """Leave one live model in each group; an entry left over from before may say that another is."""
+        models = self._sealed["models"]
+        live: dict[str, str] = {}  # group -> model
+        for identity, (_, row) in sorted(models.items(), key=lambda item: item[1][1][_ACTIVATED_S] or 0):
+            if row[_STATUS] == "live":
+                before = live.get(row[_GROUP])
+                if before is not None:
+                    rowid, old = models[before]
+                    models[before] = rowid, (*old[:_STATUS], "retired", *old[_STATUS + 1 :])
+                live[row[_GROUP]] = identity
 
     def _order_packs(self) -> dict[int, list[_Pack]]:
         """Each device's packs by their readings, and numbered so; a pack's number has no checksum."""

@@ -3,8 +3,8 @@
 `readings` is the journal: append-only, in LSN order, with no second index, because an index by device
 makes every reading of a busy fleet dirty a page of its own (about 10 KB written per reading, measured with
 10,000 devices). A device's readings move in runs into `packs`, where history is read from; see packs.py.
-`readings`, `packs`, `deliveries` and the checkpoints have no constraints: the file check at start refuses a
-whole file for one broken constraint, while a broken checksum costs one row.
+`readings`, `packs` and the checkpoints have no constraints: the file check at start refuses a whole file for
+one broken constraint, while a broken checksum costs one row.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _V2: Final = (
     "INSERT INTO generations (id, lsn, states) VALUES (1, 0, 0)",
     "DELETE FROM meta WHERE key = 'checkpoint_lsn'",
     # One row a group, because a row a message costs half as much again as the readings themselves.
-    "CREATE TABLE deliveries (seq INTEGER PRIMARY KEY, count INTEGER, body BLOB)",
+    "CREATE TABLE deliveries (seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, body BLOB NOT NULL) STRICT",
     *(
         f"ALTER TABLE {table} ADD COLUMN checksum INTEGER"
         for table in ("meta", "fieldsets", "devices", "outbox", "alerts", "models")
@@ -91,7 +91,6 @@ _UNCONSTRAINED: Final = {
     "packs": {"fieldset": "integer", "first_lsn": "integer", "last_lsn": "integer", "body": "blob"},
     "checkpoints_0": {"lsn": "integer", "layout": "text", "state": "blob", "checksum": "integer"},
     "checkpoints_1": {"lsn": "integer", "layout": "text", "state": "blob", "checksum": "integer"},
-    "deliveries": {"count": "integer", "body": "blob"},
 }
 
 #: A start checks every page of a file up to this size, which takes a few seconds. Of a larger one it leaves
@@ -173,7 +172,7 @@ def open_sound(path: Path, *, thorough: bool = False) -> sqlite3.Connection:
         elif path.stat().st_size <= WHOLE_CHECK_BYTES:
             _check(connection, "quick_check(1)")
         else:
-            for table in {*SEALED, *_UNCONSTRAINED} - {"packs"}:
+            for table in {*SEALED, *_UNCONSTRAINED, "deliveries"} - {"packs"}:
                 _check(connection, f"quick_check({table})")
         migrate(connection)
         _check_columns(connection)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torture.outcome import Counted
-from torture.truth import START_S, mode_of
+from torture.truth import DUMB, START_S, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +94,7 @@ def _resolve(truth: Truth, name: str, rows: Counted, verdict: Verdict, broker_lo
     should = []
     for n, acked in enumerate(truth.acked(name)):
         least = int(acked and n not in broker_lost)
-        most = copies[n] if mode_of(name) == "dumb" else 1
+        most = copies[n] if mode_of(name) in DUMB else 1
         verdict.readings += acked
         if times[n] < least:
             verdict.lost += 1

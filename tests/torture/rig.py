@@ -20,7 +20,7 @@ from torture.netns import OUTSIDE
 from torture.outcome import recovered, uninterrupted
 from torture.sender import Sender
 from torture.tap import Tap
-from torture.truth import LIFE, Fleet, Truth, topic_of
+from torture.truth import LEVELS, LIFE, Fleet, Truth, size_of, topic_of
 
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.errors import StateError
@@ -192,7 +192,10 @@ class Rig:
 
     def _train(self) -> None:
         """Let the daemon's own training put a model in charge of every group, then train no more."""
-        promoted, groups = 'gruard_retrain_total{result="promoted"}', len(self.truth.fleet.modes)
+        promoted, groups = (
+            'gruard_retrain_total{result="promoted"}',
+            len({LEVELS[mode] for mode in self.truth.fleet.modes}),
+        )
         assert wait_until(lambda: self.daemon.metric(promoted) == groups, 180), self.daemon.log()
         assert self.daemon.stop() == 0, self.daemon.log()
         text = self.daemon.config.read_text(encoding="utf-8")
@@ -262,6 +265,11 @@ class Rig:
         lost = {}
         for name in self.truth.names:
             topic, payload = topic_of(name), self.truth.fleet.payload
-            count = len(self.truth.copies(name))
-            lost[name] = {n for n in range(count) if (topic, payload(name, n)) not in self.tap.acked}
+            first = range(0, len(self.truth.copies(name)), size_of(name))
+            lost[name] = {
+                n
+                for k in first
+                if (topic, payload(name, k)) not in self.tap.acked
+                for n in range(k, k + size_of(name))
+            }
         return lost

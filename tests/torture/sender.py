@@ -14,7 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Self
 
 from support_mqtt import HOST
-from torture.truth import topic_of
+from torture.truth import size_of, topic_of
 
 if TYPE_CHECKING:
     from torture.truth import Truth
@@ -30,7 +30,7 @@ _PACKET_IDS = 65_535
 class Sender:
     """Publishes a fleet's readings, device after device in turn, at a steady rate until it is stopped.
 
-    `begun`: readings of each place that were sent before and are not sent again.
+    `begun`: messages of each place that were sent before and are not sent again.
     """
 
     def __init__(self, port: int, truth: Truth, rate: float, *, begun: int = 0, host: str = HOST) -> None:
@@ -40,9 +40,9 @@ class Sender:
         self._socket: socket.socket | None = None
         self._buffer = b""
         self._packet_id = 0
-        self._open: OrderedDict[int, tuple[str, int]] = OrderedDict()  # packet id -> device, reading
+        self._open: OrderedDict[int, tuple[str, int]] = OrderedDict()  # packet id -> device, first reading
         self._again: list[tuple[str, int]] = []  # of an ended connection, oldest first
-        self._made = [0] * truth.fleet.places  # readings made at each place
+        self._made = [0] * truth.fleet.places  # readings made at each place so far
         self._turn = 0
         for _ in range(begun * len(self._made)):  # these the daemon has from before
             reading = self._take()
@@ -109,9 +109,11 @@ class Sender:
                 # After an outage the rate goes on as it was: a flood is a test of its own.
                 room, looked_s = min(room + (now - looked_s) * self.rate, 0.05 * self.rate + 1), now
                 if self._running.is_set():
-                    count = min(int(room), WINDOW - len(self._open))
-                    self._publish([self._take() for _ in range(count)])
-                    room -= count
+                    due: list[tuple[str, int]] = []
+                    while room >= 1.0 and len(self._open) + len(due) < WINDOW:
+                        due.append(self._take())
+                        room -= size_of(due[-1][0])
+                    self._publish(due)
                 elif not self._open and not self._again:
                     self._idle.set()
                 self._read(0.004)
@@ -124,8 +126,9 @@ class Sender:
     def _take(self) -> tuple[str, int]:
         place = self._turn % len(self._made)
         self._turn += 1
-        self._made[place] += 1
-        return self._truth.fleet.device(place, self._made[place] - 1)
+        device, n = self._truth.fleet.device(place, self._made[place])
+        self._made[place] += size_of(device)
+        return device, n
 
     def _connect(self) -> None:
         link = socket.create_connection(self._address, _PATIENCE_S)

@@ -1,9 +1,10 @@
 """What was really sent: a fleet whose every reading follows from a seed, and what became of each.
 
-Three kinds of devices publish: `ts` with an event time, `seq` with a rising number, `dumb` with neither. The
-broker's word decides: a reading it acknowledged must be counted once. One that was put on the wire again
-after a broken connection may have reached the broker twice; time or number tell the daemon so, and of a dumb
-sensor nobody can, so there the record allows as many copies as were sent.
+Devices of four kinds publish: `ts` with an event time, `seq` with a rising number, `dumb` with neither, and
+`many`, dumb too, with several readings in each message. The broker's word decides: a reading that it has
+acknowledged must be counted once. One that was put on the wire again after a broken connection may have
+reached the broker twice; time or number tell the daemon so, and of a dumb sensor nobody can, so there the
+record allows as many copies as were sent.
 
 Each place in the plant gets a new device after `life` readings, in turns: the daemon hushes a device that
 alarms again and again, and only fresh ones keep alerts and enrolments coming for as long as a run lasts.
@@ -22,13 +23,17 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Mode = Literal["ts", "seq", "dumb"]
-MODES: Final[tuple[Mode, ...]] = ("ts", "seq", "dumb")
+Mode = Literal["ts", "seq", "dumb", "many"]
+MODES: Final[tuple[Mode, ...]] = ("ts", "seq", "dumb", "many")
+#: Those whose repetitions nobody can tell, unless the broker marks them.
+DUMB: Final = ("dumb", "many")
 FIELDS: Final = ("f0", "f1", "f2")
 START_S: Final = 1_600_000_000.0
 #: First level of the topic by mode: each is a source of its own in the daemon's configuration.
-LEVELS: Final[Mapping[Mode, str]] = {"ts": "plant", "seq": "counted", "dumb": "raw"}
+LEVELS: Final[Mapping[Mode, str]] = {"ts": "plant", "seq": "counted", "dumb": "raw", "many": "raw"}
 LIFE: Final = 1200
+#: Readings in a message of a `many` device; a life holds whole messages.
+SEVERAL: Final = 6
 #: No device is ever replaced.
 FOR_EVER: Final = 2**40
 
@@ -49,7 +54,8 @@ class Fleet:
 
     def device(self, place: int, before: int) -> tuple[str, int]:
         """The device at a place after `before` readings there, and which reading of its own comes next."""
-        gone = place * self.life // self.places  # as if the first had begun earlier
+        # As if the first device had begun earlier.
+        gone = place * self.life // self.places // SEVERAL * SEVERAL
         generation, n = divmod(gone + before, self.life)
         return f"{self.modes[place % len(self.modes)]}-{place:03d}.{generation}", n if generation else before
 
@@ -59,7 +65,11 @@ class Fleet:
         return np.concatenate([*blocks, np.zeros((0, len(FIELDS)))])[:count]
 
     def payload(self, device: str, n: int) -> bytes:
-        """Reading n of a device as it is published."""
+        """The message of a device that begins with reading n."""
+        readings = [self._reading(device, k) for k in range(n, n + size_of(device))]
+        return json.dumps(readings if mode_of(device) == "many" else readings[0]).encode()
+
+    def _reading(self, device: str, n: int) -> dict[str, float]:
         row = _block(self.seed, device, n // _BLOCK)[n % _BLOCK]
         body: dict[str, float] = dict(zip(FIELDS, row.tolist(), strict=True))
         mode = mode_of(device)
@@ -67,12 +77,17 @@ class Fleet:
             body["ts"] = START_S + n
         elif mode == "seq":
             body["seq"] = n
-        return json.dumps(body).encode()
+        return body
 
 
 def mode_of(device: str) -> Mode:
     """What the payloads of a device carry."""
     return next(mode for mode in MODES if device.startswith(mode))
+
+
+def size_of(device: str) -> int:
+    """Readings in each message of a device."""
+    return SEVERAL if mode_of(device) == "many" else 1
 
 
 def topic_of(device: str) -> str:
@@ -113,19 +128,22 @@ class Truth:
         self._total = 0
 
     def sent(self, device: str, n: int) -> None:
-        """Note that reading n goes on the wire, for the first time or again."""
+        """Note that the message that begins with reading n goes on the wire, for the first time or again."""
         with self._lock:
             copies = self._copies.setdefault(device, [])
-            if n == len(copies):
-                copies.append(0)
-                self._acked.setdefault(device, []).append(False)
-            copies[n] += 1
+            acked = self._acked.setdefault(device, [])
+            for k in range(n, n + size_of(device)):
+                if k == len(copies):
+                    copies.append(0)
+                    acked.append(False)
+                copies[k] += 1
 
     def acknowledged(self, device: str, n: int) -> None:
-        """Note that the broker took reading n."""
+        """Note that the broker took the message that begins with reading n."""
         with self._lock:
-            self._total += not self._acked[device][n]
-            self._acked[device][n] = True
+            for k in range(n, n + size_of(device)):
+                self._total += not self._acked[device][k]
+                self._acked[device][k] = True
 
     @property
     def names(self) -> list[str]:

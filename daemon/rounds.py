@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Event time that passes this much faster than the clock is a backlog or a recording.
 FASTER_THAN_REAL = 2.0
+#: First readings are remembered of twice the groups there are, and of so many more.
+SPARE_GROUPS = 64
 #: Longest hold for a first model.
 LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
 
@@ -105,6 +107,9 @@ class Rounds:
         Raises:
             StateError: what the round learns from cannot be made durable; it may be called again.
         """
+        groups = self._pipeline.engine.groups
+        if len(self._begun) > 2 * len(groups) + SPARE_GROUPS:  # of groups that are no more
+            self._begun = {name: begun for name, begun in self._begun.items() if name in groups}
         newest: dict[str, Scored] = {}  # group -> its reading of the device that has shown most
         for event in scored:
             self._begun.setdefault(event.group, (event.reading.time_s, event.reading.received_s))
@@ -116,7 +121,7 @@ class Rounds:
                 return
             has_model, now = name in self.models, self._monotonic()
             if self._schedule.is_due(name, has_model=has_model, most_readings=self._shown(event), now=now):
-                self._begin(self._pipeline.engine.groups[name], event.reading)
+                self._begin(groups[name], event.reading)
 
     def _shown(self, event: Scored) -> int:
         device = self._pipeline.engine.devices.get(event.reading.device)

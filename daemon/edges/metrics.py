@@ -283,7 +283,9 @@ class Metrics:
             SHED_REASONS,
             spare=SPARE_REASONS,
         )
-        self._gaps = self._counter("sequence_gaps_total", "Readings that sequence numbers say are missing.")
+        self._gaps = self._counter(
+            "sequence_gaps_total", "Sequence numbers that were skipped: readings lost on the way, or refused."
+        )
         self._last_reading = self._gauge(
             "last_reading_timestamp_seconds", "Arrival of the newest reading; 0 before the first."
         )

@@ -128,6 +128,21 @@ def test_second_writer_is_refused_until_the_first_closes(used: Path) -> None:
     assert subprocess.check_output(run, text=True) == ""
 
 
+def test_disk_that_takes_no_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says only by its answer that it stays without a write-ahead log; that is no database of ours."""
+
+    class Without(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+            return super().execute(sql.replace("journal_mode = WAL", "journal_mode = DELETE"), *parameters)  # type: ignore[arg-type]
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **named: real(*args, factory=Without, **named))
+    with pytest.raises(StateError, match="takes no write-ahead log"):
+        open_database(tmp_path, now_s=NOW_S)
+    monkeypatch.undo()
+    open_database(tmp_path, now_s=NOW_S).close()
+
+
 def test_failed_open_lets_go_of_the_lock(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a refused start the next one is not told of another writer."""
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("nonsense",)))

@@ -530,3 +530,19 @@ def test_writing_from_another_thread_is_a_bug_and_no_damage(database: Database) 
     thread.join()
     assert len(errors) == 1
     assert _lsns(database) == [1, 2, 3]
+
+
+def test_folded_log_leaves_everything_committed_in_the_file(tmp_path: Path) -> None:
+    """Through the open connection: also when somebody took the log's name away."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        database.append(readings(1, 300))
+        database.commit()
+        (tmp_path / "gruard.db-wal").unlink()
+        database.append(readings(301, 5))
+        database.fold_log()
+        assert database.next_lsn == 301
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        (copy / "gruard.db").write_bytes((tmp_path / "gruard.db").read_bytes())
+    with open_database(copy, now_s=NOW_S) as database:
+        assert _lsns(database) == list(range(1, 301))

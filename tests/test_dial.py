@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -267,6 +268,20 @@ def test_renewed_certificates_are_picked_up_by_the_next_connection(
         with open(certificates.authority, "rb") as source:  # noqa: PTH123 - a name, not a path
             trusted.write_bytes(source.read())
         assert wait_until(lambda: broker.status().connected)
+
+
+def test_key_behind_a_pass_phrase_is_a_sentence_and_nobody_is_asked(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    """OpenSSL would ask at the terminal and wait; the thread goes on instead."""
+    certificate, key = certificates.issue("gateway", "DNS:gateway.test")
+    locked = str(tmp_path / "locked.key")
+    command = ["openssl", "ec", "-in", key, "-aes128", "-passout", "pass:phrase", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    tls = TlsOptions(ca_file=certificates.authority, cert_file=certificate, key_file=locked)
+    with _running(_options(HOST, free_port(), tls=tls)) as broker:
+        assert wait_until(lambda: "the certificates cannot be read" in str(broker.status().last_error))
+        assert "locked.key" in str(broker.status().last_error)
 
 
 # what is unsafe

@@ -30,11 +30,13 @@ def test_life_of_a_service_is_told(systemd: tuple[socket.socket, str]) -> None:
     """Ready, status, watchdog and stopping arrive as the assignments that systemd reads."""
     receiver, name = systemd
     notifier = Notifier({"NOTIFY_SOCKET": name})
+    notifier.starting(1.5)
     notifier.ready("12 devices")
     notifier.status("12 devices, 1 alert")
     notifier.watchdog()
     notifier.stopping()
-    assert [receiver.recv(1000) for _ in range(4)] == [
+    assert [receiver.recv(1000) for _ in range(5)] == [
+        b"EXTEND_TIMEOUT_USEC=1500000",
         b"READY=1\nSTATUS=12 devices",
         b"STATUS=12 devices, 1 alert",
         b"WATCHDOG=1",

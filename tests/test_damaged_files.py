@@ -36,7 +36,7 @@ DATABASE_FILES = {"gruard.db": 10, "gruard.db-wal": 7, "gruard.db-shm": 1, "grua
 #: Damage of one byte, which must cost no more than the page it is on.
 SMALL = {"flip", "byte", "head", "page head"}
 #: Seeds that found something: they are run every time.
-FOUND = (140, 794, 1480, 3284, 5456, 6406)
+FOUND = (140, 794, 1480, 3284, 5456, 6406, 20_265)
 #: As many readings as fit on a page.
 PAGEFUL = 80
 

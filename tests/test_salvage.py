@@ -769,6 +769,24 @@ def test_pages_of_nothing_are_none(tmp_path: Path) -> None:
     assert not Log(b"").is_damaged
 
 
+@pytest.mark.parametrize("place", [*range(32, 40), 0])
+def test_damaged_list_of_free_pages_hides_nothing_that_is_in_use(
+    past: History, closed: Path, place: int
+) -> None:
+    """It is believed as a whole or not at all; an entry that names another page costs that page."""
+    free = int.from_bytes((closed / "gruard.db").read_bytes()[32:36], "big")
+    assert free > 0
+    _change(closed / "gruard.db", lambda content: content.__setitem__(0, 0))  # SQLite cannot open it
+    at = place or PAGE * (free - 1) + 11  # in the head, or an entry of the list itself
+    _change(closed / "gruard.db", lambda content: content.__setitem__(at, content[at] ^ 4))
+    with open_database(closed, now_s=NOW_S) as database:
+        found = read_back(database, past.truth)
+        assert database.salvaged is not None
+        lost = sum(database.salvaged.lost.values())
+    assert len(past.whole.history - found.history) <= lost <= (0 if place else 80)
+    assert found.sums == past.whole.sums
+
+
 def test_page_that_the_disk_cannot_read_is_taken_for_empty(
     past: History, closed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,17 +201,22 @@ class Pages:
         return b"".join(parts)
 
     def _free(self) -> set[int]:
-        """The pages that are not in use and still hold what was deleted (section 1.5)."""
+        """The pages that are not in use and still hold what was deleted (section 1.5).
+
+        None, if the list is seen to be damaged: it must not hide what is in use. An entry that was changed
+        into another page's number is not seen, and hides that page.
+        """
         free: set[int] = set()
-        trunk = int.from_bytes(self.page(1)[32:36], "big")
-        while 0 < trunk <= self.count and trunk not in free:
+        trunk, count = struct.unpack_from(">2I", self.page(1), 32)
+        while trunk:
             content = self.page(trunk)
             following, entries = struct.unpack_from(">2I", content)
-            entries = min(entries, PAGE_BYTES // 4 - 2)
-            free.add(trunk)
-            free.update(struct.unpack_from(f">{entries}I", content, 8))
+            found = struct.unpack_from(f">{min(entries, PAGE_BYTES // 4 - 2)}I", content, 8)
+            if trunk in free or not all(1 < number <= self.count for number in (trunk, *found)):
+                return set()
+            free.update((trunk, *found))
             trunk = following
-        return free
+        return free if len(free) == count else set()
 
 
 def varint(content: bytes, at: int) -> tuple[int, int]:

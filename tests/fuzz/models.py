@@ -31,21 +31,21 @@ _ROWS = 80
 _ODD = [0.0, -0.0, -1.0, 1.0, 1e-38, 1e30, -1e30, 3e38, np.nan, np.inf, -np.inf, 1e300, 5e-324]
 
 
-def sound_tensors() -> Tensors:
-    """All that a package for `_FIELDS` fields and `_DEVICES` holds."""
+def sound_tensors(fields: int = _FIELDS) -> Tensors:
+    """All that a package for so many fields and `_DEVICES` holds."""
     rng = np.random.default_rng(0)
-    width, evidence = len(HORIZONS) * _FIELDS, len(HORIZONS) + 1
-    shapes = NetworkConfig("gru", input_width(_FIELDS), _HIDDEN, 1, width).weight_shapes()
+    width, evidence = len(HORIZONS) * fields, len(HORIZONS) + 1
+    shapes = NetworkConfig("gru", input_width(fields), _HIDDEN, 1, width).weight_shapes()
     network = {name: 0.3 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     devices = len(_DEVICES)
     return network | {
         "horizons": np.array(HORIZONS, np.int64),
-        "var.weights": np.zeros((var_order(_FIELDS) * _FIELDS + 1, width), np.float32),
+        "var.weights": np.zeros((var_order(fields) * fields + 1, width), np.float32),
         "var.clock": np.zeros((2, width), np.float32),
         "gate": np.full(width, 0.5, np.float32),
-        "precision": np.stack([np.eye(_FIELDS, dtype=np.float32)] * evidence),
-        "device.location": np.full((devices, _FIELDS), 20.0),
-        "device.scale": np.full((devices, _FIELDS), 2.0),
+        "precision": np.stack([np.eye(fields, dtype=np.float32)] * evidence),
+        "device.location": np.full((devices, fields), 20.0),
+        "device.scale": np.full((devices, fields), 2.0),
         "device.median": np.ones((devices, evidence, len(SCALES)), np.float32),
         "device.quantile": np.full((devices, evidence, len(SCALES)), 3.0, np.float32),
         "device.level": np.full(devices, LEVEL_HIGH, np.float32),

@@ -106,7 +106,7 @@ class Mqtt(Table):
     """User name for the broker; none when not set."""
     password: SecretStr | None = None
     """Password for the broker; better given as the credential mqtt_password."""
-    keepalive_s: int = Field(default=20, ge=5, le=3600)
+    keepalive_s: int = Field(default=10, ge=5, le=3600)
     """Seconds of silence after which a ping is sent."""
     protocol: Literal["5", "3.1.1"] = "5"
     """MQTT version; "5" falls back to 3.1.1 when the broker refuses it."""

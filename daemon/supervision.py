@@ -142,6 +142,8 @@ class Supervision:
             reasons.append(f"disk: {self.held}")
         if not status.connected:
             reasons.append(f"broker: {status.last_error or 'connecting'}")
+        elif status.last_error is not None and not status.refused:
+            reasons.append(f"broker: {status.last_error}")  # such as a refused alert
         if status.refused:
             reasons.append(f"broker: refused to subscribe us to {', '.join(status.refused)}")
         if not status.thread_alive:

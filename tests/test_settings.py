@@ -470,7 +470,7 @@ def test_effective_tells_value_and_origin_of_every_key(tmp_path: Path) -> None:
         'cell = "lstm"  # GRUARD_MODEL__CELL',
         'password = "***"  # credential mqtt_password',
         'directory = "/var/lib/x"  # STATE_DIRECTORY',
-        "keepalive_s = 20  # default",
+        "keepalive_s = 10  # default",
         "# username is not set",
     ):
         assert expected in lines

@@ -26,7 +26,10 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
         # Kept for good: when visitors hold every descriptor, the watchdog must still hear of us.
-        self._datagrams = None if self._address is None else _datagram_socket()
+        self._datagrams = None
+        if self._address is not None:
+            with contextlib.suppress(OSError):
+                self._datagrams = _datagram_socket()
         if self._datagrams is not None:
             weakref.finalize(self, self._datagrams.close)
         self.watchdog_interval_s = _watchdog_interval_s(environ)

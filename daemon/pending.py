@@ -158,7 +158,7 @@ class Pending:
                     readings.append(_stored(self._database.next_lsn + len(readings), fact))
                 case Told():
                     self._write_told(fact)
-                case Removed():
+                case _:  # Removed: what was journalled before it goes with the device
                     self._append(readings)
                     self._database.forget_device(fact.device)
         self._append(readings)

@@ -71,6 +71,30 @@ def test_judge_what_was_left_undone_is_told() -> None:
     assert table.judge(message(7, dup=True))[0].missing == ()
 
 
+def test_judge_numbers_messages_from_one_on() -> None:
+    """The order in which messages were taken is what ages them; a table that is loaded goes on counting."""
+    table = Deliveries()
+    assert table.judge(message(1))[0].ordinal == 1
+    take(table, message(1), message(2))
+    assert table.judge(message(3))[0].ordinal == 3
+    assert Deliveries([table.judge(message(9))[0]]).judge(message(3))[0].ordinal == 4
+
+
+def test_judge_age_leaves_room_for_what_is_in_flight() -> None:
+    """An id that is counted through comes again after 65,535 messages; its old entry is void well before."""
+    assert MOST_AGE == 60_000
+
+
+def test_judge_every_packet_id() -> None:
+    """The ids of a session are 1 to 65,535."""
+    assert take(Deliveries(), message(65_535), message(65_535, dup=True)) == [False, True]
+
+
+def test_judge_digest_is_stored_in_eight_bytes() -> None:
+    """Long enough that no two messages meet, and what the database has room for."""
+    assert len(Deliveries().judge(message(1))[0].digest) == 8
+
+
 def test_forgotten_session_begins_anew() -> None:
     """A broker that has forgotten us gives the ids to other messages."""
     table = Deliveries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,13 +10,14 @@ from support_database import NOW_S, alert, checkpoint
 from support_engine import Bench, plant_rows, reading, readings_of
 
 from gruard.daemon.core.events import Removed, Scored
+from gruard.daemon.core.flags import flags_of
 from gruard.daemon.edges.database import Database, open_database
 from gruard.daemon.errors import StateError
 from gruard.daemon.pending import Pending, Told
 from gruard.daemon.records import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 WRITES = (
@@ -187,6 +189,104 @@ def test_commit_moved_directory_takes_nothing(tmp_path: Path, database: Database
     away.rename(tmp_path)
     pending.commit()
     assert database.count_readings() == 3
+
+
+def test_write_that_is_refused_takes_back_what_stood_in_the_transaction(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left half there: facts written earlier are written again with the later ones."""
+    pending = Pending(database)
+    (first, second) = scored("a", 2)
+    pending.add(first)
+    pending.write()
+    assert pending.is_written
+    pending.add(second)
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "append", lambda _: refuse_once(database))
+        with pytest.raises(StateError):
+            pending.write()
+    assert not pending.is_written
+    pending.commit()
+    assert [r.lsn for r in database.readings_after(0)] == [1, 2]
+
+
+def test_commit_after_commit_has_what_came_between(database: Database) -> None:
+    """Each fact becomes durable in the commit that follows it, once, whatever an earlier commit held."""
+    pending = Pending(database)
+    events = scored("a", 7)
+    for upto, event in enumerate(events, 1):
+        pending.add(event)
+        if upto in {3, 5, 7}:
+            pending.commit()
+            assert [r.time_s for r in database.readings_after(0)] == [e.reading.time_s for e in events[:upto]]
+            assert not pending.is_written
+
+
+@pytest.mark.parametrize(
+    "fill_one",
+    [
+        lambda pending: pending.add(Told(alert("a"), None)),
+        lambda pending: pending.took(Delivery(1, 1, b"12345678"), []),
+        lambda pending: pending.delivered([1]),
+        lambda pending: pending.forget_session(),
+        lambda pending: pending.also(lambda: None, lambda: None),
+    ],
+    ids=["fact", "message", "delivered", "session", "joined"],
+)
+def test_anything_is_enough_to_be_committed(database: Database, fill_one: Callable[[Pending], None]) -> None:
+    """Nothing that becomes durable is passed over because it stands alone; a commit leaves nothing."""
+    pending = Pending(database)
+    assert pending.empty
+    fill_one(pending)
+    assert not pending.empty
+    pending.commit()
+    assert pending.empty
+
+
+def test_commit_forgets_the_session_once(database: Database) -> None:
+    """What was taken after the session began anew is kept by later commits."""
+    pending = Pending(database)
+    pending.took(Delivery(1, 1, b"12345678"), [])
+    pending.commit()
+    pending.forget_session()
+    pending.took(Delivery(2, 2, b"12345678"), [])
+    pending.commit()
+    pending.took(Delivery(3, 3, b"12345678"), [])
+    pending.commit()
+    assert [d.packet_id for d in database.deliveries()] == [2, 3]
+
+
+def test_outbox_counts_alerts_that_are_published(database: Database) -> None:
+    """Alerts that wait for the broker are counted before they are durable; suppressed ones never wait."""
+    pending = Pending(database)
+    pending.add(Told(alert("told"), "gruard/alerts/a"))
+    pending.add(Told(alert("untold"), None))
+    for event in scored("a", 1):
+        pending.add(event)
+    assert pending.outbox == 1
+    pending.add(Told(alert("another"), "gruard/alerts/a"))
+    assert pending.outbox == 2
+    pending.commit()
+    (first, second) = database.outbox(10)
+    assert (first.key, first.topic, first.payload) == ("told", "gruard/alerts/a", b"{}")
+    assert (first.qos, first.retain, second.key) == (1, False, "another")
+
+
+@pytest.mark.parametrize(
+    ("alarm", "phase", "marked"),
+    [(True, "ready", True), (True, "learning", False), (False, "ready", False)],
+)
+def test_commit_marks_what_a_model_found_abnormal(
+    database: Database, phase: str, *, alarm: bool, marked: bool
+) -> None:
+    """Only readings in alarm under a model must not teach; a backlog and a sequence number are kept too."""
+    (event,) = scored("a", 1)
+    told = replace(event.reading, replayed=True, sequence=41)
+    pending = Pending(database)
+    pending.add(replace(event, reading=told, alarm=alarm, phase=phase))
+    pending.commit()
+    (row,) = database.readings_after(0)
+    assert row.flags == flags_of(in_alarm=marked, replayed=True, sequence=41)
 
 
 def test_delivered_alert_is_not_taken_for_waiting(database: Database) -> None:

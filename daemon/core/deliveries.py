@@ -73,6 +73,5 @@ class Deliveries:
         if session == self._session:
             return False
         self._session = session
-        self._ordinals[:] = 0
-        self._missing.clear()
+        self._ordinals[:] = 0  # all else is looked at only where there is one
         return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import dataclasses
+import faulthandler
 import json
 import os
 import sys

@@ -174,7 +174,11 @@ def unknown_variables(environ: Mapping[str, str], names: Collection[str]) -> lis
     is_kubernetes = "KUBERNETES_SERVICE_HOST" in environ
     problems = []
     for name in environ:
-        if not name.startswith(PREFIX) or name in {*names, FAILPOINT} or (is_kubernetes and _SERVICE_LINK.fullmatch(name)):
+        if (
+            not name.startswith(PREFIX)
+            or name in {*names, FAILPOINT}
+            or (is_kubernetes and _SERVICE_LINK.fullmatch(name))
+        ):
             continue
         guess = closest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in names))
         sentence = "unknown variable" + (f", did you mean {PREFIX}{guess}?" if guess else "")

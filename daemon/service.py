@@ -117,8 +117,11 @@ class Service:
         settings = self._settings
         if database.set_aside is not None:
             log.error("the database was damaged; it was set aside as %s", database.set_aside.name)
-            if database.salvaged is not None:
-                log.error("from the damaged database: %s", database.salvaged)
+        if database.salvaged is not None:
+            log.error("from the damaged database: %s", database.salvaged)
+            self._metrics.damaged_rows(sum(database.salvaged.lost.values()))
+        if database.torn_group:
+            log.warning("the last group of the log was not whole and was left out")
         engine = Engine(engine_options(settings))
         self._pipeline = Pipeline(
             engine,

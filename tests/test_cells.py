@@ -123,24 +123,6 @@ def test_step_is_independent_of_device_order_and_company(cell: str, layers: int)
         np.testing.assert_allclose(after_chosen, after[chosen], rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    "X86_V4" not in np.show_config(mode="dicts")["SIMD Extensions"]["found"],  # type: ignore[typeddict-item]
-    reason="only the BLAS kernels for AVX-512 keep a row's bits apart from the number of rows",
-)
-@pytest.mark.parametrize(("cell", "layers"), SHAPES)
-@pytest.mark.parametrize("hidden", [16, 32, 48, 64])
-def test_step_gives_the_same_bits_in_every_batch_where_blas_does(cell: str, layers: int, hidden: int) -> None:
-    """On AVX-512 a device's outputs and state are the same to the bit, alone or among others."""
-    network = make(cell, layers, hidden, inputs=17, outputs=9)
-    x, state = rows(network, 1300)
-    y, after = network.step(x, state)
-    for size in (1, 2, 5, 17, 64, 100, CHUNK_ROWS - 1, CHUNK_ROWS + 1, 1025):
-        chosen = np.random.default_rng(size).permutation(1300)[:size]
-        y_chosen, after_chosen = network.step(x[chosen], state[chosen])
-        np.testing.assert_array_equal(y_chosen, y[chosen])
-        np.testing.assert_array_equal(after_chosen, after[chosen])
-
-
 @pytest.mark.parametrize(("cell", "layers"), SHAPES)
 @pytest.mark.parametrize("count", [1, 600])
 def test_step_leaves_inputs_and_earlier_results_alone(cell: str, layers: int, count: int) -> None:

@@ -35,9 +35,11 @@ def settled(*fields: str) -> Device:
     return Device("d", "plant", tuple(sorted(fields)), count=DISCOVERY, last_s=10.0, last_values={"a": 1.0})
 
 
-def refusal(device: Device, values: dict[str, float], issues: dict[str, str] | None = None) -> str:
+def refusal(
+    device: Device, values: dict[str, float], issues: dict[str, str] | None = None, time_s: float = 11.0
+) -> str:
     with pytest.raises(DecodeError) as caught:
-        admit_fields(device, reading("d", 11, values, issues=issues or {}), 64, vouched=False)
+        admit_fields(device, reading("d", time_s, values, issues=issues or {}), 64, vouched=False)
     return caught.value.reason
 
 
@@ -122,16 +124,16 @@ def test_admit_fields_renamed_device_starts_again() -> None:
     """A device whose maker renamed everything is learned anew, but only when nothing else comes."""
     device = settled("a")
     for n in range(RENAMED_AFTER - 1):
-        assert refusal(device, {"x": 1.0, "y": float(n)}) == "unknown_field"
-    assert admit_fields(device, reading("d", 11, {"x": 1.0, "y": 1.0}), 64, vouched=False) == ("x", "y")
+        assert refusal(device, {"x": 1.0, "y": float(n)}, time_s=11.0 + n) == "unknown_field"
+    assert admit_fields(device, reading("d", 5000, {"x": 1.0, "y": 1.0}), 64, vouched=False) == ("x", "y")
 
 
 def test_admit_fields_one_known_reading_ends_the_renaming() -> None:
     """Foreign messages between good ones never take a device over."""
     device = settled("a")
     for _ in range(3):
-        for _ in range(RENAMED_AFTER - 1):
-            refusal(device, {"x": 1.0})
+        for n in range(RENAMED_AFTER - 1):
+            refusal(device, {"x": 1.0}, time_s=11.0 + n)
         assert admit_fields(device, reading("d", 11, {"a": 1.0}), 64, vouched=False) is None
 
 
@@ -335,7 +337,7 @@ def test_admit_time_sequence_decides_about_repetitions_of_a_moment() -> None:
     assert told(device, at(9.0, 10.7, 1.0, 4)) == "late"  # time decides where it stands
 
 
-@pytest.mark.parametrize(("last", "first"), [(10_000, 5_000), (9_000, 0), (70, 0), (255, 3)])
+@pytest.mark.parametrize(("last", "first"), [(9_000, 0), (70, 0), (255, 3)])
 def test_admit_time_sequence_that_begins_anew_is_taken(last: int, first: int) -> None:
     """A counter that falls far, or to its beginning, was reset: readings are taken with and without times."""
     for event_time in (True, False):

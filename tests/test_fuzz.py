@@ -74,17 +74,11 @@ def test_two_hundred_thousand_payloads_end_as_readings_or_refusals(tmp_path: Pat
 
 
 #: Found, reported, not mended yet.
-KNOWN = {
-    "checkpoint": "a name that is not UTF-8 is no msgspec.DecodeError",
-}
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=KNOWN[name])] if name in KNOWN else [])
-        for name in sorted(INPUTS)
-    ],
+    sorted(INPUTS),
 )
 def test_blind_inputs_keep_the_promises_of(name: str, tmp_path: Path) -> None:
     """Drawn inputs, repeatable by their seed, break no promise of the target."""
@@ -138,7 +132,6 @@ def test_adopt_refuses_a_sealed_package_that_does_not_fit(name: str, tensor: NDA
     assert group.model != BASELINE
 
 
-@pytest.mark.xfail(reason="only the manifest's fields are compared, not the network's", strict=True)
 def test_adopt_refuses_a_network_for_another_number_of_fields() -> None:
     """A manifest that names the group's fields does not make a network of three fit two."""
     bench = Bench()
@@ -148,7 +141,6 @@ def test_adopt_refuses_a_network_for_another_number_of_fields() -> None:
         bench.engine.adopt(group.name, sealed(sound_tensors(3)))
 
 
-@pytest.mark.xfail(reason=KNOWN["checkpoint"], strict=True)
 def test_a_checkpoint_with_a_name_that_is_no_text_is_no_checkpoint() -> None:
     """Bytes where a text belongs are refused like any other damage."""
     known = b"\x81\xa4name\xa1\xff"

@@ -154,7 +154,6 @@ def test_each_hostile_payload_leaves_its_neighbours_scores_alone(kind: str) -> N
     assert ends["scored"] > 0
 
 
-@pytest.mark.xfail(reason="each sample of a message counts as a sighting of its own", strict=True)
 def test_one_message_does_not_rename_its_device() -> None:
     """A thousand samples of foreign fields are one message, and a stray message changes no device."""
     plant = warm("arrival").twin()

@@ -41,7 +41,10 @@ def open_state(state: bytes) -> tuple[Device, bytes]:
         msgspec.DecodeError: the bytes are no checkpoint.
     """
     numeric_at = int.from_bytes(state[:4], "big") + 4
-    return msgspec.msgpack.decode(state[4:numeric_at], type=Device), state[numeric_at:]
+    try:
+        return msgspec.msgpack.decode(state[4:numeric_at], type=Device), state[numeric_at:]
+    except UnicodeDecodeError as error:  # what msgspec raises for a name that is not UTF-8
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def loaded(group: Group, slot: int, layout: str, numeric: bytes) -> bool:

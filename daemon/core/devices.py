@@ -64,6 +64,7 @@ class Device(msgspec.Struct):
     sequences: int = 0  # bit n: the sequence number n before it was applied
     sightings: dict[str, int] = msgspec.field(default_factory=dict)  # field -> readings that showed it
     foreign: int = 0  # readings in a row that showed none of the fields, but these:
+    foreign_s: float = float("-inf")  # arrival of the newest of them
     strangers: tuple[str, ...] = ()
     track: Track = msgspec.field(default_factory=Track)
 
@@ -94,8 +95,10 @@ def admit_fields(device: Device, reading: Reading, most: int, *, vouched: bool) 
         device.foreign = 0
         return None
     if not (shown & known or vouched):
-        return _renamed(device, shown)
+        return _renamed(device, shown, reading.received_s)
     device.foreign = 0
+    if reading.received_s == device.arrived_s:
+        return None  # of one message: a thousand samples in it are one sighting
     return _adopt(device, known, shown - known, most)
 
 
@@ -120,10 +123,13 @@ def _discover(
     return tuple(sorted(fields)) if fields != frozenset(device.fields) else None
 
 
-def _renamed(device: Device, shown: frozenset[str]) -> tuple[str, ...]:
+def _renamed(device: Device, shown: frozenset[str], received_s: float) -> tuple[str, ...]:
     names = tuple(sorted(shown))
-    device.foreign = device.foreign + 1 if device.strangers == names else 1
-    device.strangers = names
+    if device.strangers != names:
+        device.foreign = 1
+    elif received_s != device.foreign_s:  # a thousand samples in one message are one sighting
+        device.foreign += 1
+    device.strangers, device.foreign_s = names, received_s
     if device.foreign < RENAMED_AFTER:
         raise DecodeError("unknown_field", ", ".join(sorted(shown)[:4]))
     device.sightings, device.foreign, device.strangers = {}, 0, ()
@@ -215,7 +221,9 @@ def _counts_anew(device: Device, reading: Reading, behind: int, *, event_time: b
     """Whether a lower number is the beginning of a new count, and not an old reading."""
     if event_time and reading.time_s > device.last_s:
         return True
-    return behind > FAR_BEHIND or (behind >= REMEMBERED and (reading.sequence or 0) < FIRST_NUMBERS)
+    # Without times a number far behind may be of a recording that is played again: only a low one begins.
+    far = event_time and behind > FAR_BEHIND
+    return far or (behind >= REMEMBERED and (reading.sequence or 0) < FIRST_NUMBERS)
 
 
 def _seen(device: Device, reading: Reading, *, event_time: bool) -> bool:

@@ -279,6 +279,8 @@ class Engine:
         if package.manifest.fields != group.fields:
             raise ModelError(f"model {package.manifest.id} is for other fields than group {group_id}")
         forecaster = Forecaster(check_network(package), package.tensors)
+        if forecaster.fields != len(group.fields):
+            raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id)
         group.model, group.fitted = package.manifest.id, fitted

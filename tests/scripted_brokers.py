@@ -189,7 +189,8 @@ class HostileBroker:
                 thread.start()
 
     def _serve(self, wire: Wire, sock: socket.socket) -> None:
-        with suppress(OSError, EOFError, ValueError), sock:
+        # The stream too: a socket stays open as long as a file that was made of it.
+        with suppress(OSError, EOFError, ValueError), sock, wire._stream:
             if self._good:
                 wire.greet()
                 wire.send(wire.message(payload=b"good", packet_id=1))

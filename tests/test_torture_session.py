@@ -373,7 +373,7 @@ def test_refused_subscription_is_asked_for_again_and_heals(monkeypatch: pytest.M
     [(SUBSCRIBE, "it does not answer a subscription"), (PUBLISH, "it does not acknowledge what we publish")],
 )
 def test_answer_that_never_comes_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch, missing: int, sentence: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: int, sentence: str
 ) -> None:
     """Connected and deaf, or dumb, is not connected: the next connection may be better."""
     monkeypatch.setattr(connection_module, "_ANSWER_TIMEOUT_S", 0.3)
@@ -386,9 +386,10 @@ def test_answer_that_never_comes_ends_the_connection(
     with ScriptedBroker(reply) as scripted, _running(_options(scripted.port)) as broker:
         assert wait_until(lambda: broker.status().connected)
         token = broker.publish("alerts", b"x", qos=1, retain=False)
-        assert wait_until(lambda: sentence in str(broker.status().last_error))
+        # In the log: the next connection, which may come at once, clears the error from the status.
+        assert wait_until(lambda: sentence in caplog.text)
         assert wait_until(lambda: broker.failed() == [token])
-        assert wait_until(lambda: broker.status().generation == 2)
+        assert wait_until(lambda: broker.status().generation >= 2)
 
 
 # nobody takes what is read

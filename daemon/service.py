@@ -332,6 +332,7 @@ class Service:
     def _finish(self) -> None:
         """The clean end: score what was taken, save all state, acknowledge, say goodbye."""
         log.info("stopping")
+        self._broker.rest()
         failpoints.reach("stop.before")
         pipeline = self._pipeline
         pipeline.rounds.trainer.stop()

@@ -395,6 +395,26 @@ def test_answer_that_never_comes_ends_the_connection(
 # nobody takes what is read
 
 
+def test_edge_at_rest_reads_nothing_more_and_still_ends_cleanly() -> None:
+    """A flood that goes on during a stop takes no time from the last commit."""
+    flood = packet(PUBLISH, b"\0\1a" + b"\0" + b"1") * 50
+
+    def reply(kind: int, body: bytes) -> bytes:
+        if kind == CONNECT:
+            return ACCEPT
+        return packet(SUBACK, body[:2] + b"\0\1") if kind == SUBSCRIBE else flood
+
+    with ScriptedBroker(reply) as scripted, _running(_options(scripted.port)) as broker:
+        assert wait_until(lambda: broker.status().connected)
+        broker.publish("alerts", b"x", qos=1, retain=False)
+        assert wait_until(lambda: broker.status().inbox == 50)
+        broker.rest()
+        broker.publish("alerts", b"x", qos=1, retain=False)  # is answered by as many again
+        time.sleep(0.3)
+        assert broker.status().inbox == 50
+        assert broker.stop(2.0)
+
+
 @pytest.mark.broker
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ class Broker:
         self._revivals += 1
         return True
 
+    def rest(self) -> None:
+        """Read nothing more, so that a flood does not take the time of the last commit."""
+        self._mailbox.resting = True
+
     def stop(self, timeout_s: float) -> bool:
         """Send the acknowledgements already given, then DISCONNECT; True when that ended in time."""
         self._stopping.set()

@@ -46,6 +46,7 @@ class Mailbox:
     def __init__(self, capacity: int, ring: Callable[[], None]) -> None:
         self.capacity = capacity
         self.shed = 0
+        self.resting = False  # nothing more is to be read: the end is near
         self._ring = ring
         self._arrived = threading.Condition()  # also the lock of everything below
         self._inbox: deque[Message] = deque()
@@ -68,7 +69,8 @@ class Mailbox:
     @property
     def paused(self) -> bool:
         """Whether the network thread must leave further messages with the broker."""
-        return len(self._inbox) >= 2 * self.capacity or self._inbox_bytes >= 2 * CAPACITY_BYTES
+        full = len(self._inbox) >= 2 * self.capacity or self._inbox_bytes >= 2 * CAPACITY_BYTES
+        return full or self.resting
 
     # worker thread
 

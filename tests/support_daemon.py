@@ -112,10 +112,12 @@ class Daemon:
         raise AssertionError(f"no series {name}")
 
     def settled(self, received: int, timeout_s: float = 90.0) -> bool:
-        """Wait until so many readings were received and each has its result."""
+        """Wait until so many readings came, not counting those that came again, and each has its result."""
 
         def done() -> bool:
-            return self.metric("gruard_readings_received_total") >= received == self.accounted()
+            again = self.metric('gruard_readings_total{result="duplicate"}')
+            heard = self.metric("gruard_readings_received_total")
+            return heard - again >= received and heard == self.accounted()
 
         return wait_until(done, timeout_s)
 

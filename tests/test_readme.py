@@ -71,6 +71,17 @@ def test_readme_links_and_proofs_exist() -> None:
     assert not [name for name in files if not (ROOT / name).exists()]
 
 
+def test_bugs_found_are_each_kept_away_by_a_test() -> None:
+    """Every test that the table of bugs names is there, and every row names one."""
+    table = (ROOT / "tests/torture/BUGS.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?!---|What).*\|$", table, re.MULTILINE)
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(rows) > 30
+    assert all(named), rows[named.index([])]
+    assert not [test for row in named for test in row if f"def {test}(" not in sources]
+
+
 def test_readme_metrics_and_topics_are_the_daemons_own() -> None:
     """Topics in the table are those that the code publishes."""
     source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "daemon").glob("*.py"))

@@ -81,7 +81,11 @@ class Daemon:
         answers = (
             (lambda: self.get("/readyz")[0] == 200) if ready else (lambda: self.get("/healthz")[0] == 200)
         )
-        assert wait_until(answers, 30), self.log()
+        try:
+            assert wait_until(answers, 60), self.log()
+        except BaseException:
+            self.__exit__()  # nobody else ends a process that never became ready
+            raise
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:

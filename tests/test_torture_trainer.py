@@ -69,13 +69,14 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
 
 
 def one_round(pipeline: Pipeline) -> tuple[TrainOutcome, list[float]]:
-    """Feed a device until its round is over and beyond; the outcome, and the scores."""
+    """Feed a device until its first round is over and beyond; the outcome of that round, and the scores."""
     pipeline.feed(readings_of("a", plant_rows(WARMUP + 40)))
     outcome, scores = None, []
     until = time.monotonic() + 60
     while (pipeline.backlog or outcome is None) and time.monotonic() < until:
         scores += [event.score for event in pipeline.advance() if isinstance(event, Scored)]
-        outcome = pipeline.poll_training() or outcome
+        ended = pipeline.poll_training()
+        outcome = outcome or ended
         if pipeline.holding or not pipeline.backlog:
             time.sleep(0.01)
     pipeline.commit()

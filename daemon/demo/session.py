@@ -214,7 +214,8 @@ class Session:
         while True:
             self._frame(daemon)
             self._ask(daemon)
-            if self._counted is not None and sum(self._counted.values()) >= sum(self._sent.values()):
+            # What a broker sends twice is counted twice, but scored once: every reading sent is a good one.
+            if self._counted is not None and self._counted.get("scored", 0) >= sum(self._sent.values()):
                 break
             if self._clock() > deadline:
                 break

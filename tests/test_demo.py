@@ -44,8 +44,8 @@ def descendants(running: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_demo_finds_the_injected_faults_and_ends_by_itself() -> None:
     """A demo at twice its speed ends with 0: faults found, hardly a false alarm, every reading scored once.
 
-    On a slow machine the first training holds so long that the embedded broker stops answering pings, and what it
-    then sends again is a duplicate or late.
+    On a slow machine the first training holds so long that the embedded broker answers no more pings, and
+    what it then sends again is a duplicate or late.
     """
     with demo(seconds=80, speed=20) as running:
         out, errors = running.communicate(timeout=180)

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # The broker tests want Debian's mosquitto. APT=no: never install it, skip those tests instead.
 export APT ?= yes
+# Test processes side by side. Most tests wait for brokers, clocks and disks, so there may be more than cores.
+WORKERS ?= 4
 # More arguments for pytest or the demo, as in ARGS="-k batch"; a part of the suite skips the coverage gate.
 ARGS ?=
 
@@ -27,7 +29,7 @@ endif
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1#\2/p' Makefile | awk -F'#' '{ printf "%-12s %s\n", $$1, $$2 }'
-	@echo 'Settings: PYTHON=python3.12 (which Python makes .venv), ARGS="..." (for test and demo), APT=no (no system packages)'
+	@echo 'Settings: PYTHON=python3.12 (which Python makes .venv), ARGS="..." (for test and demo), WORKERS=1 (tests one after the other), APT=no (no system packages)'
 
 demo: .venv/.ready ## watch gruard guard this machine and a simulated pump fleet
 	$(BIN)/gruard demo $(ARGS)
@@ -38,7 +40,7 @@ test: .venv/.ready ## run the tests; the whole suite must also cover 90 % of the
 ifneq ($(strip $(ARGS)),)
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
 	@echo "Coverage of the pure code, lines and branches (at least $(COVERAGE_MIN) %):"
 	@$(BIN)/coverage report --include='$(CORE)' --fail-under=$(COVERAGE_MIN)
 endif
@@ -54,7 +56,8 @@ test-wheel: .venv/.ready ## build the wheel and run the quick tests against it
 		> "$$(.venv-wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
 	.venv-wheel/bin/python -P -c "import gruard.daemon as d, gruard.models as m; print(d.__file__, m.__file__, sep='\n')"
 	WHEEL_PREFIX="$(CURDIR)/.venv-wheel" PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" \
-		.venv-wheel/bin/python -P -m pytest -m "not slow and not broker and not systemd" $(ARGS)
+		.venv-wheel/bin/python -P -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		-m "not slow and not broker and not systemd" $(ARGS)
 
 # mypy reads the checkout under the packages' real names through two links.
 check: .venv/.ready-check ## lint, formatting, types and the dependencies' known faults

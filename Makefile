@@ -40,7 +40,10 @@ test: .venv/.ready ## run the tests; the whole suite must also cover 90 % of the
 ifneq ($(strip $(ARGS)),)
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
+	@failed=0; set -x; \
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report= -m "not alone" || failed=1; \
+	$(BIN)/pytest -m alone || failed=1; \
+	exit $$failed
 	@echo "Coverage of the pure code, lines and branches (at least $(COVERAGE_MIN) %):"
 	@$(BIN)/coverage report --include='$(CORE)' --fail-under=$(COVERAGE_MIN)
 endif
@@ -57,7 +60,7 @@ test-wheel: .venv/.ready ## build the wheel and run the quick tests against it
 	.venv-wheel/bin/python -P -c "import gruard.daemon as d, gruard.models as m; print(d.__file__, m.__file__, sep='\n')"
 	WHEEL_PREFIX="$(CURDIR)/.venv-wheel" PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" \
 		.venv-wheel/bin/python -P -m pytest --numprocesses $(WORKERS) --dist loadfile \
-		-m "not slow and not broker and not systemd" $(ARGS)
+		-m "not slow and not broker and not systemd and not alone" $(ARGS)
 
 # mypy reads the checkout under the packages' real names through two links.
 check: .venv/.ready-check ## lint, formatting, types and the dependencies' known faults

@@ -47,6 +47,7 @@ sys.meta_path.insert(0, Finder())
 
 @pytest.mark.broker
 @pytest.mark.slow
+@pytest.mark.alone
 def test_daemon_hears_again_within_5_s_of_the_death_of_its_network_thread(
     mosquitto: Mosquitto, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_broker_outlives_ctrl_c_and_ends_when_stopped() -> None:
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.alone
 def test_burn_keeps_its_cores_busy_and_ends_by_itself() -> None:
     """Each child spends CPU time and fills its memory while it lives, and nothing is left afterwards."""
     before = children()

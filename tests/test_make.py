@@ -71,6 +71,7 @@ def test_make_test_holds_the_whole_suite_to_the_coverage_gate() -> None:
     """Without ARGS the tests run under coverage and a report with a minimum follows."""
     plan = _plan("test")
     assert ".venv/bin/pytest --numprocesses 4 --dist loadfile --cov " in plan
+    assert ".venv/bin/pytest -m alone" in plan
     assert "--fail-under=90" in plan
     assert all(f"{folder}/*" in plan for folder in ("models", "daemon/core", "daemon/decoders"))
 

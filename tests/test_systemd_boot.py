@@ -26,7 +26,7 @@ import gruard.models
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.systemd, pytest.mark.slow]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.alone]
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 INSIDE = Path(__file__).with_name("support_boot.py")

@@ -11,7 +11,7 @@ from torture.netns import why_not
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.alone]
 
 
 def test_restart_of_a_busy_broker_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.alone]
 
 HOUR_S, YEAR_S = 3600.0, 365.25 * 86_400
 #: Known to the source of the same name: one device tells its time, the other one leaves that to the daemon.

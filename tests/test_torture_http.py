@@ -17,6 +17,8 @@ from gruard.daemon.edges.http import MAX_CONNECTIONS, MAX_WAITING, HttpServer, R
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.alone
+
 PAGE = b'gruard_device_score_ratio{device="pump-1"} 0.25\n' * 4000  # of five hundred devices, say
 SCRAPES = 10
 PATIENCE_S = 10.0  # how long Prometheus waits when nobody tells it otherwise

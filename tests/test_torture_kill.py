@@ -13,7 +13,7 @@ from torture import faults
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.alone]
 
 
 def test_kill_at_random_under_load_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:

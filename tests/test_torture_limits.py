@@ -21,7 +21,7 @@ from gruard.daemon.edges.broker import Publisher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.alone]
 
 STUCK_S = 15.0
 #: Room above what the daemon uses at a steady pace.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from gruard.daemon.records import Message
 
+pytestmark = pytest.mark.alone
+
 KEEPALIVE_S = 2
 NOTICED_S = 2 * KEEPALIVE_S + 1.0
 BACK_S = 5.0

@@ -24,7 +24,7 @@ $(shell rm -f .venv/.ready .venv/.ready-check)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-wheel check bench quality torture clean
+.PHONY: help demo test test-wheel check bench quality torture mutants clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -50,7 +50,10 @@ endif
 
 # The wheel gets an environment of its own, so that nothing comes from the checkout; the dependencies are
 # borrowed from .venv by a .pth line, written last: pip must not take .venv's gruard for the one to replace.
-test-wheel: .venv/.ready ## build the wheel and run the quick tests against it
+# What can be wrong with a wheel and right in the checkout: a package or file left out, an entry point, an import.
+WHEEL_TESTS := $(addprefix tests/test_,packaging.py imports.py settings.py config_toml.py logs.py http.py engine.py \
+	weights.py trainer.py training_round.py backtest_command.py recording.py demo_runner.py)
+test-wheel: .venv/.ready ## build the wheel and run against it the tests that what it brings could fail
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m venv --without-pip .venv-wheel
@@ -60,7 +63,7 @@ test-wheel: .venv/.ready ## build the wheel and run the quick tests against it
 	.venv-wheel/bin/python -P -c "import gruard.daemon as d, gruard.models as m; print(d.__file__, m.__file__, sep='\n')"
 	WHEEL_PREFIX="$(CURDIR)/.venv-wheel" PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" \
 		.venv-wheel/bin/python -P -m pytest --numprocesses $(WORKERS) --dist loadfile \
-		-m "not slow and not broker and not systemd and not alone" $(ARGS)
+		-m "not slow and not broker and not systemd and not alone" $(WHEEL_TESTS) $(ARGS)
 
 # mypy reads the checkout under the packages' real names through two links.
 check: .venv/.ready-check ## lint, formatting, types and the dependencies' known faults
@@ -81,6 +84,10 @@ quality: .venv/.ready ## measure detection on labelled recordings, beside the pe
 torture: .venv/.ready ## kill and cut off a real daemon hundreds of times and check its history (two hours; ARGS=--help)
 	@bash .ci/system-packages mosquitto=mosquitto mosquitto_pub=mosquitto-clients ip=iproute2
 	cd tests && "$(CURDIR)/$(BIN)/python" -m torture $(ARGS)
+
+mutants: .venv/.ready ## change the durable path in a thousand places, one at a time: do the tests notice? (hours; ARGS=--help)
+	@$(PIP) --no-build-isolation -e '.[mutation]'
+	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 
 clean: ## remove everything that is made here, .venv too
 	rm -rf .venv .venv-wheel .typing build dist *.egg-info .coverage .coverage.* coverage.xml

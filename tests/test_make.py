@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("help", "demo", "test", "test-wheel", "check", "bench", "quality", "torture", "clean")
+TARGETS = ("help", "demo", "test", "test-wheel", "check", "bench", "quality", "torture", "mutants", "clean")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

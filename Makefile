@@ -17,6 +17,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 CORE := models/*,daemon/core/*,daemon/decoders/*
 COVERAGE_MIN := 90
 
+# What can be wrong with a wheel and right in the checkout: a package or file left out, an entry point, an import.
+WHEEL_TESTS := $(addprefix tests/test_,packaging.py imports.py settings.py config_toml.py logs.py http.py engine.py \
+	weights.py trainer.py training_round.py backtest_command.py recording.py demo_runner.py readme.py)
+
 # A .venv that was made elsewhere, or whose Python is gone, is made anew.
 VENV_OK := $(shell grep -qsF "$(CURDIR)/.venv/bin/" .venv/bin/pip && $(BIN)/python -c "" 2>/dev/null && echo yes)
 ifneq ($(VENV_OK),yes)
@@ -50,10 +54,7 @@ endif
 
 # The wheel gets an environment of its own, so that nothing comes from the checkout; the dependencies are
 # borrowed from .venv by a .pth line, written last: pip must not take .venv's gruard for the one to replace.
-# What can be wrong with a wheel and right in the checkout: a package or file left out, an entry point, an import.
-WHEEL_TESTS := $(addprefix tests/test_,packaging.py imports.py settings.py config_toml.py logs.py http.py engine.py \
-	weights.py trainer.py training_round.py backtest_command.py recording.py demo_runner.py)
-test-wheel: .venv/.ready ## build the wheel and run against it the tests that what it brings could fail
+test-wheel: .venv/.ready ## build the wheel and run against it the tests of what a wheel can lack
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	$(BIN)/python -m venv --without-pip .venv-wheel
@@ -63,7 +64,7 @@ test-wheel: .venv/.ready ## build the wheel and run against it the tests that wh
 	.venv-wheel/bin/python -P -c "import gruard.daemon as d, gruard.models as m; print(d.__file__, m.__file__, sep='\n')"
 	WHEEL_PREFIX="$(CURDIR)/.venv-wheel" PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" \
 		.venv-wheel/bin/python -P -m pytest --numprocesses $(WORKERS) --dist loadfile \
-		-m "not slow and not broker and not systemd and not alone" $(WHEEL_TESTS) $(ARGS)
+		-m "not slow and not broker and not systemd" $(WHEEL_TESTS) $(ARGS)
 
 # mypy reads the checkout under the packages' real names through two links.
 check: .venv/.ready-check ## lint, formatting, types and the dependencies' known faults

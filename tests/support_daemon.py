@@ -82,7 +82,7 @@ class Daemon:
             (lambda: self.get("/readyz")[0] == 200) if ready else (lambda: self.get("/healthz")[0] == 200)
         )
         try:
-            assert wait_until(answers, 60), self.log()
+            assert wait_until(answers, 30), self.log()
         except BaseException:
             self.__exit__()  # nobody else ends a process that never became ready
             raise
@@ -121,7 +121,7 @@ class Daemon:
         def done() -> bool:
             again = self.metric('gruard_readings_total{result="duplicate"}')
             heard = self.metric("gruard_readings_received_total")
-            return heard - again >= received and heard == self.accounted()
+            return heard - again == received and heard == self.accounted()
 
         return wait_until(done, timeout_s)
 

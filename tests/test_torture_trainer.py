@@ -72,7 +72,7 @@ def one_round(pipeline: Pipeline) -> tuple[TrainOutcome, list[float]]:
     """Feed a device until its first round is over and beyond; the outcome of that round, and the scores."""
     pipeline.feed(readings_of("a", plant_rows(WARMUP + 40)))
     outcome, scores = None, []
-    until = time.monotonic() + 60
+    until = time.monotonic() + 30
     while (pipeline.backlog or outcome is None) and time.monotonic() < until:
         scores += [event.score for event in pipeline.advance() if isinstance(event, Scored)]
         ended = pipeline.poll_training()

@@ -91,7 +91,7 @@ mutants: .venv/.ready ## change the durable path in a thousand places, one at a 
 	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 
 clean: ## remove everything that is made here, .venv too
-	rm -rf .venv .venv-wheel .typing build dist *.egg-info .coverage .coverage.* coverage.xml
+	rm -rf .venv .venv-wheel .typing .mutation build dist *.egg-info .coverage .coverage.* coverage.xml
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find daemon models tests bench -name __pycache__ -prune -exec rm -rf {} +
 

@@ -5,7 +5,7 @@
     make mutants ARGS="--sample 500 --seed 1"          a share of each module
     make mutants ARGS="--report"                       what is known so far; --fresh forgets it
 
-cosmic-ray finds the places and makes the changes, in copies of the checkout under build/mutation. The tests
+cosmic-ray finds the places and makes the changes, in copies of the checkout under .mutation. The tests
 asked about a change are those that cover the place, as one run of them under coverage tells beforehand.
 """
 
@@ -46,14 +46,25 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-BUILD = ROOT / "build" / "mutation"
+BUILD = ROOT / ".mutation"
 CONFIG = HERE / "mutants.toml"
 SESSION = BUILD / "session.sqlite"
 #: For each file of tests: what each of its tests covers, and how long it takes.
 RECORDS = BUILD / "records"
 #: Not needed in a copy.
 LEFT_OUT = shutil.ignore_patterns(
-    *(".git", ".venv*", ".typing", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"),
+    *(
+        ".git",
+        ".venv*",
+        ".typing",
+        ".mutation",
+        "build",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+        ".*_cache",
+        ".hypothesis",
+    ),
     ".coverage*",
 )
 

@@ -107,6 +107,7 @@ class Reading:
     growing: bool = False  # the topic names the field, so one message never shows the whole device
     sequence: int | None = None  # rises with each reading of the device, where the payload tells
     replayed: bool = False  # of a backlog: scored and remembered, but nobody is paged for it
+    admitted: bool = False  # out of the journal: nothing is decided about it again
 
 
 AlertState = Literal["opened", "updated", "resolved"]

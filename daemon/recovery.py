@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gruard.daemon.core.batcher import MOST_READINGS, waves
 from gruard.daemon.core.engine import BASELINE, DeviceRow
-from gruard.daemon.core.events import EnrolDue
+from gruard.daemon.core.events import EnrolDue, Event
 from gruard.daemon.core.flags import REPLAYED, sequence_of
 from gruard.daemon.edges import failpoints
 from gruard.daemon.enrolment import chunks, enrol
@@ -59,10 +59,10 @@ def _replay(engine: Engine, database: Database, lsns: dict[str, int], heartbeat:
                 rows[id(reading)] = stored, reading
         for wave in waves(reading for _, reading in rows.values()):
             here = {reading.device: rows[id(reading)][0] for reading in wave}
+            due: list[Event] = []
             for behind in here.values():
-                due = engine.place(behind.device, behind.source, behind.fields)
-                enrol(engine, database, due, heartbeat, behind.lsn)
-            for event in engine.receive(wave):
+                due += engine.place(behind.device, behind.source, behind.fields)
+            for event in due + engine.receive(wave):
                 if isinstance(event, EnrolDue):
                     enrol(engine, database, [event], heartbeat, here[event.device].lsn + 1)
             replayed += len(wave)
@@ -83,4 +83,5 @@ def reading_of(stored: StoredReading) -> Reading:
         growing=True,
         sequence=sequence_of(stored.flags),
         replayed=bool(stored.flags & REPLAYED),
+        admitted=True,
     )

@@ -15,6 +15,7 @@ from gruard.daemon.core.devices import (
     ADOPT_AFTER,
     DISCOVERY,
     LATENCY_S,
+    LOWER_AFTER,
     MOST_CANDIDATES,
     MOST_MISSING,
     REMEMBERED,
@@ -365,6 +366,59 @@ def test_admit_time_repetition_from_before_a_new_count_is_known() -> None:
     again = [dataclasses.replace(one, time_s=20.0, received_s=20.0) for one in old]
     assert [told(device, one, event_time=False) for one in again] == [""] * 5
     assert device.last_sequence == 4
+
+
+def test_admit_time_beginning_of_a_count_that_comes_again_is_known() -> None:
+    """What a broker that was killed delivers again may begin with the first numbers, however long ago."""
+    device = new()
+    sent = [at(n, n, 20.0 + n % 7, n) for n in range(500)]
+    assert {told(device, one, event_time=False) for one in sent} == {"taken"}
+    again = [dataclasses.replace(one, time_s=900.0, received_s=900.0) for one in sent]
+    assert [told(device, one, event_time=False) for one in again[:16]] == [""] * 16
+    assert [told(device, one, event_time=False) for one in again[16:436]] == ["late"] * 420
+    assert [told(device, one, event_time=False) for one in again[436:]] == [""] * 64
+    assert told(device, at(901.0, 901.0, 1.0, 500), event_time=False) == "taken"
+
+
+def test_admit_time_sensor_that_always_shows_the_same_may_begin_anew() -> None:
+    """Equal values under equal numbers are no repetition where the sensor never showed others."""
+    device = new()
+    for turn in range(3):
+        for n in range(100):
+            one = at(200.0 * turn + n, 200.0 * turn + n, 1.0, n)
+            known = n == 0 and turn > 0  # known: it showed something new, as nothing had come before it
+            assert told(device, one, event_time=False) == ("" if known else "taken")
+
+
+@pytest.mark.parametrize(("apart_s", "taken"), [(1.0, 1000 - 600), (60.0, 1000 - LOWER_AFTER), (0.5, 0)])
+def test_admit_time_lower_count_that_goes_on_alone_is_the_devices(apart_s: float, taken: int) -> None:
+    """A device that restarted while nobody listened is not refused until it has counted as far as before."""
+    device = new()
+    for n in range(20):
+        told(device, at(n, n, 1.0, 1_000_000 + n), event_time=False)
+    later = [at(100.0 + apart_s * n, 100.0 + apart_s * n, 2.0, 100 + n) for n in range(1000)]
+    answers = [told(device, one, event_time=False) for one in later]
+    assert answers == ["late"] * (1000 - taken) + ["taken"] * taken
+
+
+def test_admit_time_lower_numbers_between_true_ones_stay_late() -> None:
+    """A recording played again beside the live device never becomes the device, nor do numbers that fall."""
+    device = new()
+    for n in range(2000):
+        told(device, at(10.0 * n, 10.0 * n, 1.0, 5000 + n // 50), event_time=False)
+        assert told(device, at(10.0 * n, 10.0 * n, 2.0, 100 + n), event_time=False) == "late"
+    for n in range(1000):
+        assert told(device, at(1e5 + 10.0 * n, 1e5 + 10.0 * n, 2.0, 2000 - n), event_time=False) == "late"
+
+
+def test_admit_time_of_the_journal_is_never_refused() -> None:
+    """Recovery repeats what was decided, also where what it was decided by is not in the journal."""
+    device = new()
+    for n in range(20):
+        told(device, at(n, n, 1.0, 1000 + n), event_time=False)
+    one = dataclasses.replace(at(30.0, 30.0, 1.0, 500), admitted=True)
+    assert told(device, one, event_time=False) == "taken"
+    assert device.last_sequence == 500
 
 
 def test_admit_time_marks_are_compared_whole() -> None:

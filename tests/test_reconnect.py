@@ -41,6 +41,15 @@ def test_absence_does_not_count_against_a_broker_that_is_back() -> None:
     assert policy.next_delay_s(Ending.SILENT, 0.0, 1.0) == 1.0
 
 
+def test_link_that_dies_again_and_again_is_used_again_in_time() -> None:
+    """A connection on which the broker falls silent says nothing against it, however short it was."""
+    policy = Reconnect("5")
+    for _ in range(20):
+        assert policy.next_delay_s(Ending.DEAD, 2.0, 1.0) <= 3.0
+        assert policy.next_delay_s(Ending.UNREACHABLE, 0.0, 1.0) <= 3.0
+    assert policy.failures == policy.thrown_out == 0
+
+
 def test_jitter_spans_the_whole_ceiling() -> None:
     """Many gateways that lose one broker do not come back in step: the wait is anywhere below the ceiling."""
     low, high = Reconnect("5"), Reconnect("5")

@@ -11,7 +11,9 @@ that names the field, or by the source's `include`. Where a device shows its fie
 A device's event times rise. An earlier one is late, except where the newest was ahead of the clock, or where
 the clock was set back: the time axis then steps back with it, so that no stamp blocks what comes after it. Of
 the last REMEMBERED readings each is known again, so none is applied twice. Where the payload carries a
-sequence number, that decides what is a repetition, and time only where a reading stands.
+sequence number, that decides what is a repetition, and time only where a reading stands. A number among the
+first ones begins a new count, unless the very reading is known from the count before. Any lower count is the
+device's at last when nothing else comes for LOWER_AFTER readings in a row and LOWER_AFTER_S.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ REMEMBERED = 64
 #: A number this far behind, or among these first ones and not remembered, begins a new count. A jump of more
 #: than MOST_MISSING is another count too: one hostile number must not make the count of losses useless.
 FAR_BEHIND, FIRST_NUMBERS, MOST_MISSING = 4096, 16, 1_000_000
+#: A broker's leftovers, or a recording played again, are sooner at an end, or true readings come between.
+LOWER_AFTER, LOWER_AFTER_S = 100, 600.0
 
 
 class Device(msgspec.Struct):
@@ -62,6 +66,12 @@ class Device(msgspec.Struct):
     recent: bytes = b""  # checksums of the last REMEMBERED readings that told their time
     last_sequence: int | None = None  # of the newest, where the payload tells
     sequences: int = 0  # bit n: the sequence number n before it was applied
+    firsts: bytes = (
+        b""  # as `recent`, of readings with first numbers: a broker's leftovers may begin with them
+    )
+    lower: int = 0  # refused readings in a row whose numbers rise, but are too low;
+    lower_last: int = 0  # the newest of those numbers;
+    lower_s: float = 0.0  # arrival of the first of them
     sightings: dict[str, int] = msgspec.field(default_factory=dict)  # field -> readings that showed it
     foreign: int = 0  # readings in a row that showed none of the fields, but these:
     foreign_s: float = float("-inf")  # arrival of the newest of them
@@ -152,12 +162,14 @@ def _adopt(device: Device, known: frozenset[str], new: frozenset[str], most: int
 def admit_time(device: Device, reading: Reading, *, event_time: bool) -> float:
     """The reading's place on the device's time axis, or a refusal.
 
-    Depends on the device and the reading alone, so recovery decides from the journal as it was decided live.
+    What the journal holds was admitted, and stands where it was placed then.
 
     Raises:
         DecodeError: "late", or "" for a reading that was applied before.
     """
     time_s, last_s = reading.time_s, device.last_s
+    if reading.admitted:
+        return time_s
     counted = reading.sequence is not None and device.last_sequence is not None
     if counted:
         _admit_sequence(device, reading, event_time=event_time)
@@ -214,7 +226,19 @@ def _admit_sequence(device: Device, reading: Reading, *, event_time: bool) -> No
         return
     if behind < REMEMBERED and device.sequences >> behind & 1:
         raise DecodeError("", "sequence number seen before")
-    raise DecodeError("late", f"sequence number {behind} behind")
+    if not _goes_on(device, reading):
+        raise DecodeError("late", f"sequence number {behind} behind")
+
+
+def _goes_on(device: Device, reading: Reading) -> bool:
+    """Note a reading whose number is too low: whether such numbers have come alone, and risen, for long."""
+    number = reading.sequence or 0
+    if device.lower and number > device.lower_last:
+        device.lower += 1
+    else:
+        device.lower, device.lower_s = 1, reading.received_s
+    device.lower_last = number
+    return device.lower > LOWER_AFTER and reading.received_s - device.lower_s >= LOWER_AFTER_S
 
 
 def _counts_anew(device: Device, reading: Reading, behind: int, *, event_time: bool) -> bool:
@@ -230,9 +254,13 @@ def _seen(device: Device, reading: Reading, *, event_time: bool) -> bool:
     missing = float("nan")
     row = [reading.time_s, *(reading.values.get(name, missing) for name in device.fields)]
     mark = mark_of(struct.pack(f"={len(row)}d", *row), reading.sequence, event_time=event_time)
-    at = device.recent.find(mark)
+    return _holds(device.recent, mark) or _holds(device.firsts, mark)
+
+
+def _holds(marks: bytes, mark: bytes) -> bool:
+    at = marks.find(mark)
     while at > 0 and at % len(mark):  # found across two places
-        at = device.recent.find(mark, at + 1)
+        at = marks.find(mark, at + 1)
     return at >= 0
 
 
@@ -255,6 +283,8 @@ def take_time(device: Device, reading: Reading, mark: bytes) -> None:
     lead_s = min(time_s - reading.received_s, device.lead_s + LEAD_STEP_S)
     if time_s >= device.last_s:  # a step back decides at once: the clock is another one
         lead_s = max(lead_s, device.lead_s - LEAD_STEP_S)
+    if reading.sequence is not None and reading.sequence < FIRST_NUMBERS and _differs(device, reading):
+        device.firsts = (device.firsts + mark)[-4 * REMEMBERED :]
     if time_s == device.last_s:
         device.last_values = {**device.last_values, **reading.values}
     else:
@@ -266,9 +296,14 @@ def take_time(device: Device, reading: Reading, mark: bytes) -> None:
         device.recent = (device.recent + mark)[-4 * REMEMBERED :]
 
 
+def _differs(device: Device, reading: Reading) -> bool:
+    """Whether a reading shows something new: one that shows the same all day is no sign of a repetition."""
+    return any(reading.values.get(name) != device.last_values.get(name) for name in device.fields)
+
+
 def take_sequence(device: Device, sequence: int) -> int | None:
     """Move a device's count to a number that was admitted. Returns how many miss; None: a new count."""
-    last, device.last_sequence = device.last_sequence, sequence
+    last, device.last_sequence, device.lower = device.last_sequence, sequence, 0
     step = 1 if last is None else sequence - last
     if not 0 < step <= MOST_MISSING:
         device.sequences = 1

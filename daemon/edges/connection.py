@@ -406,6 +406,8 @@ class Connection:
             self.reason = "it stopped answering"
             self.unexplained = False
             self._silent = True
+            if self.accepted:
+                self.ending = Ending.DEAD
 
     def _on_log(self, _client: mqtt.Client, _: Any, level: int, line: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:

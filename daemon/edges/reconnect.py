@@ -21,6 +21,7 @@ class Ending(Enum):
     VERSION_REFUSED = "version refused"  # CONNACK: unsupported protocol version
     REFUSED = "refused"  # CONNACK: any other refusal (password, client id, busy)
     LOST = "lost"  # accepted, and later it ended
+    DEAD = "dead"  # accepted, and later nothing came any more: the link is gone, or the broker's machine
     TAKEN_OVER = "taken over"  # accepted, and ended because another client came with our id
 
 
@@ -29,7 +30,8 @@ class Reconnect:
     """Full jitter under a capped exponential; MQTT 5 first and 3.1.1 where that is not spoken.
 
     While nobody answers at all, a try costs one packet and the link may be back at any moment: those waits
-    stay below `absent_cap_s`. Whoever answers and sends us away is asked ever more seldom, up to `cap_s`.
+    stay below `absent_cap_s`, however often the link dies. Whoever answers and sends us away is asked ever
+    more seldom, up to `cap_s`.
 
     The first retry after a settled connection is fast, because a broker that restarts is back at once. A
     connection that ends before it has settled counts as a failure, and the next one comes `apart_s` after it
@@ -69,7 +71,7 @@ class Reconnect:
             return 0.0
         self._early_closes = self._early_closes + 1 if ending is Ending.CLOSED_EARLY else 0
         self.protocol = self.preferred
-        if ending is Ending.UNREACHABLE:
+        if ending in {Ending.UNREACHABLE, Ending.DEAD}:
             self.thrown_out = 0  # a takeover leaves the broker where it is
             ceiling_s = min(self._ceiling_s(self.absences), self.absent_cap_s)
             self.absences += 1

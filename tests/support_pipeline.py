@@ -25,12 +25,19 @@ UNTRAINED = TrainingSettings(every_s=None)
 
 
 @contextmanager
-def opened(folder: Path, training: TrainingSettings = QUICK, *, hold: bool = True) -> Iterator[Pipeline]:
+def opened(
+    folder: Path,
+    training: TrainingSettings = QUICK,
+    *,
+    hold: bool = True,
+    most_devices: int = 100,
+    most_outbox: int = 1000,
+) -> Iterator[Pipeline]:
     """A pipeline over a state directory."""
     folder.mkdir(exist_ok=True)
     with open_database(folder, now_s=0.0) as database:
         pipeline = Pipeline(
-            Engine(EngineOptions((SOURCE,), BUDGET)),
+            Engine(EngineOptions((SOURCE,), BUDGET, most_devices=most_devices)),
             database,
             folder,
             training,
@@ -38,6 +45,7 @@ def opened(folder: Path, training: TrainingSettings = QUICK, *, hold: bool = Tru
             wall=lambda: 1_700_000_000.0,
             monotonic=time.monotonic,
             always_hold=hold,
+            most_outbox=most_outbox,
         )
         pipeline.recover()
         try:

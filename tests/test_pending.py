@@ -11,6 +11,7 @@ from support_engine import Bench, plant_rows, reading, readings_of
 
 from gruard.daemon.core.events import Removed, Scored
 from gruard.daemon.core.flags import flags_of
+from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.database import Database, open_database
 from gruard.daemon.errors import StateError
 from gruard.daemon.pending import Pending, Told
@@ -191,6 +192,39 @@ def test_commit_moved_directory_takes_nothing(tmp_path: Path, database: Database
     assert database.count_readings() == 3
 
 
+def test_commit_moved_away_at_the_last_moment_is_not_called_durable(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is taken before the writing and again behind the commit: nothing may go on in between."""
+    pending = Pending(database)
+    pending.add(scored("a", 1)[0])
+    pending.commit()
+    committed = database.commit
+
+    def commit_and_lose() -> None:
+        committed()
+        database.path.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(database, "commit", commit_and_lose)
+    pending.add(scored("b", 1)[0])
+    with pytest.raises(StateError, match="is not where it was"):
+        pending.commit()
+    pending.add(scored("c", 1)[0])
+    with pytest.raises(StateError, match="is not where it was"):
+        pending.write()
+    assert not pending.is_written
+
+
+def test_commit_passes_its_failpoints(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit may be killed before and after it is written, and before and after it is durable."""
+    pending = Pending(database)
+    fill(pending, database, [])
+    reached: list[str] = []
+    monkeypatch.setattr(failpoints, "reach", reached.append)
+    pending.commit()
+    assert reached == ["journal.before", "journal.after", "commit.before", "commit.after"]
+
+
 def test_write_that_is_refused_takes_back_what_stood_in_the_transaction(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +308,7 @@ def test_outbox_counts_alerts_that_are_published(database: Database) -> None:
 
 @pytest.mark.parametrize(
     ("alarm", "phase", "marked"),
-    [(True, "ready", True), (True, "learning", False), (False, "ready", False)],
+    [(True, "ready", True), (True, "learning", False), (True, "warming", False), (False, "ready", False)],
 )
 def test_commit_marks_what_a_model_found_abnormal(
     database: Database, phase: str, *, alarm: bool, marked: bool

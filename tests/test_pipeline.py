@@ -6,12 +6,18 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from support_engine import plant_rows, readings_of
-from support_pipeline import QUICK, finish_round, opened, play, scores
+import pytest
+from fuzz.models import sealed, sound_tensors
+from support_engine import plant_rows, reading, readings_of
+from support_pipeline import QUICK, UNTRAINED, finish_round, opened, play, scores
 
-from gruard.daemon.core.events import Alert, Scored
+from gruard.daemon.core.events import Alert, Event, Removed, Scored
+from gruard.daemon.core.payloads import ModelNote
+from gruard.daemon.core.storm import Storm
+from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.trainer import MODELS
-from gruard.daemon.pipeline import TrainingSettings
+from gruard.daemon.pipeline import Pipeline, TrainingSettings
+from gruard.daemon.records import Delivery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +79,7 @@ def test_journal_marks_rows_in_alarm(tmp_path: Path) -> None:
     """Rows that the model judged abnormal are stored as such and never teach; the baseline's alarms do."""
     rows = plant_rows(400)
     rows[360:390] += 30.0
-    for folder, training, marked in (("model", QUICK, True), ("base", TrainingSettings(every_s=None), False)):
+    for folder, training, marked in (("model", QUICK, True), ("base", UNTRAINED, False)):
         with opened(tmp_path / folder, training) as pipeline:
             events = play(pipeline, readings_of("a", rows))
             flags = pipeline.database.history("a", ("f0", "f1", "f2"), 400).flags
@@ -85,7 +91,7 @@ def test_journal_marks_rows_in_alarm(tmp_path: Path) -> None:
 
 def test_prune_keeps_what_recovery_needs(tmp_path: Path) -> None:
     """Old history goes, rows behind the last checkpoint stay."""
-    with opened(tmp_path, TrainingSettings(every_s=None)) as pipeline:
+    with opened(tmp_path, UNTRAINED) as pipeline:
         play(pipeline, readings_of("a", plant_rows(300)))
         for _ in range(5):
             pipeline.prune(100)
@@ -98,3 +104,127 @@ def test_prune_keeps_what_recovery_needs(tmp_path: Path) -> None:
             pipeline.prune(100)
         kept = len(pipeline.database.history("a", ("f0", "f1", "f2"), 1000).lsn)
     assert 100 <= kept < 300
+
+
+def raised(pipeline: Pipeline, device: str) -> list[Event]:
+    """A device that has learned, then breaks."""
+    rows = plant_rows(420)
+    rows[405:] += 30.0
+    return play(pipeline, readings_of(device, rows))
+
+
+def test_tell_storm_keeps_one_alert_for_those_held_back(tmp_path: Path) -> None:
+    """What a storm holds back is decided and kept, and published is one alert that speaks for all of it."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        pipeline.tell_storm()
+        assert pipeline.pending.empty
+        pipeline.storm = Storm("gruard", 1.0)
+        for device in ("a", "b"):
+            raised(pipeline, device)
+        before = [row.topic for row in pipeline.database.outbox(10)]
+        pipeline.tell_storm()
+        pipeline.commit()
+        (summary,) = pipeline.database.outbox(10)[len(before) :]
+        told = json.loads(summary.payload)
+        assert {row.device for row in pipeline.database.alerts(10)} == {"a", "b", "gruard"}
+    assert set(before) == {"gruard/alerts/a"}
+    assert summary.topic == "gruard/alerts/gruard"
+    assert (told["state"], told["device"], told["id"]) == ("opened", "gruard", summary.key)
+
+
+@pytest.mark.parametrize(("most", "told"), [(0, 0), (1, 1)])
+def test_decide_full_outbox_takes_no_more(tmp_path: Path, most: int, told: int) -> None:
+    """With no room in the outbox an alert is kept for whoever asks, and not published."""
+    with opened(tmp_path, UNTRAINED, most_outbox=most) as pipeline:
+        raised(pipeline, "a")
+        assert len(pipeline.database.alerts(10)) == 1
+        assert [row.topic for row in pipeline.database.outbox(10)] == ["gruard/alerts/a"] * told
+        assert pipeline.storm.suppressed == (not told)
+
+
+def test_decide_keeps_what_is_told(tmp_path: Path) -> None:
+    """The row of an alert and its message say the same; it has an end only when it is resolved."""
+    rows = plant_rows(560)
+    rows[405:415] += 30.0
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        events = [e for e in play(pipeline, readings_of("a", rows)) if isinstance(e, Alert)]
+        (row,) = pipeline.database.alerts(10)
+        told = [json.loads(entry.payload) for entry in pipeline.database.outbox(10)]
+    assert [one["state"] for one in told] == [event.state for event in events]
+    first, last = events[0], events[-1]
+    assert last.state == "resolved"
+    assert (row.id, row.device, row.source, row.state) == (first.id, "a", "plant", "resolved")
+    assert (row.opened_s, row.updated_s, row.resolved_s) == (first.opened_s, last.time_s, last.time_s)
+    assert (row.severity, row.score, row.threshold) == (last.severity, last.score, last.threshold)
+    assert json.loads(row.payload) == told[-1]
+
+
+def test_advance_device_that_made_room_is_forgotten(tmp_path: Path) -> None:
+    """A device that gives up its place leaves nothing in the database, with the next commit."""
+    with opened(tmp_path, UNTRAINED, most_devices=1) as pipeline:
+        play(pipeline, [reading("idle", 1000.0, {"f0": 1.0})])
+        later = 1000.0 + 3600.0  # and it never became a device
+        events = play(pipeline, [reading("new", later, {"f0": 1.0})])
+        assert [e.device for e in events if isinstance(e, Removed)] == ["idle"]
+        assert [row.device for row in pipeline.database.devices()] == ["new"]
+
+
+def test_feed_queue_is_shown_as_it_is(tmp_path: Path) -> None:
+    """How much waits, who is next, and that nothing is left when all of it is scored."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        assert (pipeline.backlog, pipeline.next_devices) == (0, [])
+        pipeline.feed([reading(name, 1000.0 + n, {"f0": 1.0}) for n, name in enumerate("abab")])
+        assert (pipeline.backlog, pipeline.next_devices) == (4, ["a", "b"])
+        assert [e.reading.device for e in pipeline.advance() if isinstance(e, Scored)] == ["a", "b"]
+        assert pipeline.backlog == 2
+        pipeline.advance()
+        assert (pipeline.backlog, pipeline.next_devices, pipeline.advance()) == (0, [], [])
+
+
+def test_took_message_is_noted_with_what_waits(tmp_path: Path) -> None:
+    """A message half of whose readings are scored at the commit is noted with the other half."""
+    pair = [reading("a", 1000.0 + n, {"f0": 1.0}) for n in range(2)]
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        pipeline.feed(pair)
+        pipeline.took(Delivery(5, 1, b"12345678"), pair)
+        pipeline.advance()
+        pipeline.commit()
+        assert list(pipeline.database.deliveries()) == [Delivery(5, 1, b"12345678", (1,))]
+        pipeline.advance()
+        pipeline.commit()
+        assert list(pipeline.database.deliveries()) == [Delivery(5, 1, b"12345678")]
+
+
+def test_adopt_model_is_in_charge_and_recorded_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model put in charge by hand is live, named in alerts, and in the registry with both checkpoints."""
+    reached: list[str] = []
+    model = sealed(sound_tensors())
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        play(pipeline, readings_of("a", plant_rows(60, fields=2)))
+        monkeypatch.setattr(failpoints, "reach", reached.append)
+        pipeline.adopt(model, "by hand")
+        (live,) = pipeline.database.live_models()
+        assert (live.id, live.reason) == (model.manifest.id, "by hand")
+        assert pipeline.models[live.group].id == live.id
+        assert {group.model for group in pipeline.engine.groups.values()} == {live.id}
+        assert pipeline.database.keep_from_lsn() == 61, "both generations stand at the switch"
+        assert pipeline.note_of(live.id, live.group) == pipeline.models[live.group]
+        assert pipeline.note_of("another", live.group) == ModelNote("another")
+    switch = [name for name in reached if name.startswith(("model", "commit", "checkpoint"))]
+    saved = ["checkpoint.after", "checkpoint.after"]
+    assert switch == ["model.before", "model.after", *saved, "commit.before", "commit.after"]
+
+
+def test_pipeline_passes_its_failpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring, a checkpoint and pruning may each be killed before and after they are durable."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        pipeline.feed([reading("a", 1000.0, {"f0": 1.0})])
+        reached: list[str] = []
+        monkeypatch.setattr(failpoints, "reach", reached.append)
+        pipeline.advance()
+        pipeline.checkpoint()
+        pipeline.prune(100)
+    commit = ["journal.before", "journal.after", "checkpoint.after", "commit.before", "commit.after"]
+    assert reached == ["score.after", "checkpoint.before", *commit, "prune.before", "prune.after"]

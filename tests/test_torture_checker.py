@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,14 +225,25 @@ def test_judge_alert_missing_changed_or_told_under_another_id_is_named(run: Run,
     assert findings([*run.heard, *run.heard[:5]]) == []
     assert findings(run.heard[1:]) == [f"P4 {name}: alert {key} opened at {time} was never told"]
     assert findings([altered(score=0.123), *run.heard[1:]]) == [
-        f"P4 {name}: alert {key} opened was told otherwise: ['score']"
+        f"P4 {name}: alert {key} opened at {time} was told otherwise: ['score']"
     ]
     assert findings([*run.heard, altered(severity="info")]) == [
-        f"P4 {name}: alert {key} was opened twice with different content"
+        f"P4 {name}: alert {key} opened at {time} was told with content that nothing explains"
     ]
     assert findings([*run.heard, altered(id="0" * 16)]) == [
-        f"P4 {name}: alert {'0' * 16} opened at {time} was told and should not have been"
+        f"P4 {name}: alert {'0' * 16} opened at {time} was told with content that nothing explains"
     ]
+
+
+def test_judge_two_updates_of_one_moment_are_two_events(run: Run, sound: Run) -> None:
+    """Two readings of one message may both be news of an alert: each is told, none stands for the other."""
+    event = sound.outcome.events[0]
+    higher = {**event, "severity": "critical", "score": 0.999}
+    both = replace(sound.outcome, events=[*sound.outcome.events, higher])
+    second = json.dumps(higher).encode()
+    assert not Run(run.truth, run.outcome, [*run.heard, second]).judge(both).findings
+    (missing,) = Run(run.truth, run.outcome, run.heard).judge(both).findings
+    assert str(missing).endswith("was never told")
 
 
 def test_judge_alert_decided_otherwise_is_named(run: Run, sound: Run) -> None:

@@ -217,25 +217,37 @@ def _compare_alert_rows(
 def _compare_events(heard: Iterable[bytes], expected: Sequence[Mapping[str, Any]], verdict: Verdict) -> None:
     """What was told: each event at least once, a repetition only byte for byte, and nothing else."""
     verdict.alerts = len(expected)
-    told: dict[tuple[str, str, str], bytes] = {}
-    for payload in heard:
+    told: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for payload in set(heard):
         event = json.loads(payload)
-        key = _key(event)
-        if told.setdefault(key, payload) != payload:
-            verdict.alert_differences += 1
-            verdict.add("P4", event["device"], f"alert {key[0]} was {key[1]} twice with different content")
-    wanted = {_key(event): event for event in expected}
-    for key, event in wanted.items():
-        if key not in told:
-            verdict.alert_differences += 1
-            verdict.add("P4", event["device"], f"alert {key[0]} {key[1]} at {key[2]} was never told")
-        elif differing := _differing(json.loads(told[key]), event):
-            verdict.alert_differences += 1
-            verdict.add("P4", event["device"], f"alert {key[0]} {key[1]} was told otherwise: {differing}")
-    for key in told.keys() - wanted.keys():
-        verdict.alert_differences += 1
-        device = json.loads(told[key])["device"]
-        verdict.add("P4", device, f"alert {key[0]} {key[1]} at {key[2]} was told and should not have been")
+        told.setdefault(_key(event), []).append(event)
+    wanted: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for event in expected:  # two readings of one moment may both be news
+        wanted.setdefault(_key(event), []).append(event)
+    for key in wanted.keys() | told.keys():
+        device, what = (wanted.get(key) or told[key])[0]["device"], f"alert {key[0]} {key[1]} at {key[2]}"
+        missing, strange = _unmatched(wanted.get(key, []), told.get(key, []))
+        verdict.alert_differences += max(len(missing), len(strange))
+        for event, other in zip(missing, strange, strict=False):
+            verdict.add("P4", device, f"{what} was told otherwise: {_differing(other, event)}")
+        if len(missing) > len(strange):
+            verdict.add("P4", device, f"{what} was never told")
+        elif len(strange) > len(missing):
+            verdict.add("P4", device, f"{what} was told with content that nothing explains")
+
+
+def _unmatched(
+    wanted: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The events that were never told, and what was told and is none of them."""
+    missing, strange = list(wanted), []
+    for event in told:
+        found = next((other for other in missing if not _differing(event, other)), None)
+        if found is None:
+            strange.append(event)
+        else:
+            missing.remove(found)
+    return missing, strange
 
 
 def _key(event: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -2,14 +2,14 @@
 
     python bench/bench_poison.py [--poison 1000000] [--good 20000] [--through-broker 100000]
 
-Three ratios, each good readings a processor second beside the same without poison; the bar is 0.95. Processor
-seconds, because what else runs on the machine is not to be measured; the daemon's rates by the clock are
-told as well.
+Ratios, each good readings a processor second beside the same without poison. Processor seconds, because what
+else runs on the machine is not to be measured; the daemon's rates by the clock are told as well.
 
-  behind   in one process, intake to commit: good readings after so much poison in a row
-  among    likewise, poison and twice as much good in turns: the half that follows poison, and finds caches
-           as poison left them, beside the half that follows good readings
-  broker   mosquitto and the real daemon: good readings before poison and behind it
+  behind   in one process, intake to commit: good readings after so much poison in a row, and those of a twin
+           that was spared, in turns; the median of their ratios. The bar is 0.95
+  broker   the same with mosquitto and the real daemon, and twins of both
+  among    poison and twice as much good in turns: the half that follows poison, and finds caches
+           as poison left them, beside the half that follows good readings. Told, and held to no bar
 
 Poison is the hand list of tests/support_payloads (without what is over 4 KiB, which measures copying), random
 bytes, damaged and grammatical JSON, all on the topics of good devices and on topics of their own. The last
@@ -23,6 +23,7 @@ import gc
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -56,12 +57,13 @@ from gruard.daemon.records import Message, SourceOptions
 from gruard.models.calibration import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 DEVICES = 40
 #: Readings of a device before anything is measured: by then it was fitted for the last time.
 WARM = 3100
 GROUP = 512  # messages to a commit
+TURNS = 7
 BAR, WORST_MS = 0.95, 5.0
 START_S = 1_750_000_000.0
 SOURCE = SourceOptions("plant", "plant/{device}")
@@ -86,7 +88,7 @@ def main() -> None:
     figures["slowest_ms"] = {name: rounded(ms, 3) for name, ms in worst[:5]}
     for name, figure in figures.items():
         print(f"{name:28} {figure}")
-    ratios = [figure for name, figure in figures.items() if name.endswith("_ratio")]
+    ratios = [figures[name] for name in ("behind_ratio", "broker_ratio") if name in figures]
     print(f"worst ratio {min(ratios):.3f} (bar {BAR}), slowest case {worst[0][1]:.2f} ms (bar {WORST_MS})")
     if options.keep:
         keep(RESULTS / "poison.json", figures)
@@ -98,7 +100,7 @@ class Plant:
     """Intake, engine, pipeline and database, as the daemon wires them, fed by hand."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         database = stack.enter_context(open_database(folder, now_s=START_S))
         engine = Engine(EngineOptions((SOURCE,), Budget()))
         untrained = TrainingSettings(every_s=None)
@@ -163,69 +165,80 @@ def drawn(count: int, seed: int) -> list[Message]:
 def in_process(folder: Path, count: int, good: int) -> dict[str, Any]:
     """The ratios `behind` and `among`, and what poison costs."""
     with ExitStack() as stack:
-        plant = Plant(folder, stack)
+        spared, plant = (Plant(folder / name, stack) for name in ("spared", "poisoned"))
         chunk = drawn(min(count, 20_000), 1)
-        plant.good(WARM * DEVICES)
-        gc.collect()
-        clean = sorted(plant.good(good) for _ in range(3))[1]
+        for each in (spared, plant):
+            each.good(WARM * DEVICES)
         spent = sum(plant.feed(chunk) for _ in range(0, count, len(chunk)))
-        behind = sorted(plant.good(good) for _ in range(3))[1]
+        gc.collect()
+        turns = [(spared.good(good), plant.good(good)) for _ in range(TURNS)]
         first = second = 0.0
         for start in range(0, good, GROUP):
             plant.feed(chunk[start % len(chunk) : start % len(chunk) + GROUP])
             first += plant.good(GROUP)
             second += plant.good(GROUP)
         scored = plant.scored
-    expect(scored, WARM * DEVICES + 6 * good + 2 * -(-good // GROUP) * GROUP)
+    expect(scored, WARM * DEVICES + TURNS * good + 2 * -(-good // GROUP) * GROUP)
     return {
-        "good_per_s": round(good / clean),
+        "good_per_s": round(good / statistics.median(clean for clean, _ in turns)),
         "poison_us": rounded(1e6 * spent / (count // len(chunk) * len(chunk)), 3),
-        "behind_ratio": rounded(clean / behind, 3),
+        "behind_ratio": rounded(statistics.median(clean / behind for clean, behind in turns), 3),
         "among_ratio": rounded(second / first, 3),
     }
 
 
+class Served:
+    """mosquitto's other side: the real daemon with a broker of its own."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        folder.mkdir()
+        broker = stack.enter_context(Mosquitto(folder, ["max_queued_messages 0"]))
+        # No training: its time would be measured.
+        self.daemon = stack.enter_context(Daemon(folder, broker.port, warmup=100_000))
+        self._publisher = stack.enter_context(Publisher("127.0.0.1", broker.port, "bench"))
+        self._sent = 0
+
+    def good(self, count: int) -> tuple[float, float]:
+        """Good readings a second: of the daemon's processor time, and by the clock."""
+        began, spent = time.monotonic(), processor_s(self.daemon.pid)
+        bodies = ({f"f{k}": (n * (k + 1)) % 17 for k in range(4)} for n in range(count))
+        self._publish(
+            (f"raw/device-{n % DEVICES}", json.dumps(body).encode()) for n, body in enumerate(bodies)
+        )
+        return count / (processor_s(self.daemon.pid) - spent), count / (time.monotonic() - began)
+
+    def poison(self, count: int) -> None:
+        """The same with messages none of which is a reading."""
+        messages = drawn(min(count, 10_000), 2)
+        whole = (messages[number % len(messages)] for number in range(count))
+        self._publish((f"raw/{one.topic.removeprefix('plant/')}", one.payload) for one in whole)
+
+    def _publish(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        for topic, payload in messages:
+            self._publisher.publish(topic, payload, qos=1)
+            self._sent += 1
+        self._publisher.wait_all(600)
+        expect(wait_until(self._settled, 600), wanted=True)
+
+    def _settled(self) -> bool:
+        return self.daemon.accounted() == self._sent == self.daemon.metric("gruard_readings_received_total")
+
+
 def through_broker(folder: Path, count: int, good: int) -> dict[str, Any]:
     """The ratio with mosquitto and the real daemon between."""
-    messages = drawn(min(count, 10_000), 2)
-    with (
-        Mosquitto(folder, ["max_queued_messages 0"]) as broker,
-        Daemon(folder, broker.port, warmup=100_000) as daemon,  # no training: its time would be measured
-        Publisher("127.0.0.1", broker.port, "bench") as publisher,
-    ):
-        sent = 0
-
-        def settled() -> bool:
-            return daemon.accounted() == sent == daemon.metric("gruard_readings_received_total")
-
-        def rates(count: int) -> tuple[float, float]:
-            """Good readings a second: of the daemon's processor time, and by the clock."""
-            nonlocal sent
-            began, spent = time.monotonic(), processor_s(daemon.pid)
-            for number in range(count):
-                body = {f"f{k}": (number * (k + 1)) % 17 for k in range(4)}
-                publisher.publish(f"raw/device-{number % DEVICES}", json.dumps(body).encode(), qos=1)
-            publisher.wait_all(300)
-            sent += count
-            expect(wait_until(settled, 300), wanted=True)
-            return count / (processor_s(daemon.pid) - spent), count / (time.monotonic() - began)
-
-        rates(WARM * DEVICES)
-        clean = sorted(rates(good) for _ in range(5))[2]
-        for number in range(count):
-            message = messages[number % len(messages)]
-            publisher.publish(f"raw/{message.topic.removeprefix('plant/')}", message.payload, qos=1)
-        publisher.wait_all(600)
-        sent += count
-        expect(wait_until(settled, 600), wanted=True)
-        behind = sorted(rates(good) for _ in range(5))[2]
-        scored = daemon.metric('gruard_readings_total{result="scored"}')
-    expect(scored, WARM * DEVICES + 10 * good)
+    with ExitStack() as stack:
+        spared, poisoned = (Served(folder / name, stack) for name in ("spared", "poisoned"))
+        for each in (spared, poisoned):
+            each.good(WARM * DEVICES)
+        poisoned.poison(count)
+        turns = [(spared.good(good), poisoned.good(good)) for _ in range(TURNS)]
+        scored = poisoned.daemon.metric('gruard_readings_total{result="scored"}')
+    expect(scored, WARM * DEVICES + TURNS * good)
     return {
-        "broker_good_per_s": round(clean[0]),
-        "broker_ratio": rounded(behind[0] / clean[0], 3),
-        "broker_clock_per_s": round(clean[1]),
-        "broker_clock_behind_per_s": round(behind[1]),
+        "broker_good_per_s": round(statistics.median(clean for (clean, _), _ in turns)),
+        "broker_ratio": rounded(statistics.median(behind / clean for (clean, _), (behind, _) in turns), 3),
+        "broker_clock_per_s": round(statistics.median(clock for (_, clock), _ in turns)),
+        "broker_clock_behind_per_s": round(statistics.median(clock for _, (_, clock) in turns)),
     }
 
 

@@ -4,9 +4,9 @@
 
 mosquitto and the real daemon; readings at a steady rate all the time, and somebody who scrapes once a second.
 Each attack of tests/test_torture_http.py takes its turn, from a process of its own. Before them come a calm
-turn and, because attackers need a processor too, one beside a process that only burns one (`busy`): what an attack
-costs beyond that is the daemon's own doing. The bar is 1.2 times the 99th percentile of `busy` for a batch,
-and every scrape answered.
+turn and, because attackers need a processor too, one beside a process that only burns one (`busy`): what an
+attack costs beyond that is the daemon's own doing. The bar is 1.2 times the 99th percentile of `busy` for a
+batch, and every scrape answered.
 """
 
 from __future__ import annotations

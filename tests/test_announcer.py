@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support_engine import BUDGET, SOURCE, plant_rows, readings_of
+from support_engine import BUDGET, SOURCE, plant_rows, reading, readings_of
 
 from gruard.daemon.announcer import Announcer
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import Event, Scored
+from gruard.daemon.core.payloads import ALERT_SCHEMA
+from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.broker import BrokerStatus
 from gruard.daemon.edges.database import open_database
 from gruard.daemon.errors import BrokerError
@@ -27,6 +30,7 @@ class Line:
     def __init__(self) -> None:
         self.connected, self.generation, self.room = True, 1, 20
         self.sent: list[tuple[str, bytes]] = []
+        self.manner: list[tuple[str, int, bool, object]] = []  # of each: topic, QoS, retained, schema
         self.open: dict[int, str] = {}
         self.done: list[int] = []
         self.lost: list[int] = []
@@ -40,12 +44,15 @@ class Line:
             turned_s=0.0,
         )
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, **_: object) -> int | None:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool, schema: object = None, **_: object
+    ) -> int | None:
         if len(payload) > self.largest and not topic.endswith("/status"):
             raise BrokerError("too large")
         if not self.connected or (qos and len(self.open) >= self.room):
             return None
         self.sent.append((topic, payload))
+        self.manner.append((topic, qos, retain, schema))
         if qos:
             self.open[len(self.sent)] = topic
         return len(self.sent)
@@ -67,6 +74,10 @@ class Line:
     def failed(self) -> list[int]:
         lost, self.lost = self.lost, []
         return lost
+
+    def on(self, topic: str) -> list[bytes]:
+        """What was sent on a topic."""
+        return [body for name, body in self.sent if name == topic]
 
     def alerts(self) -> list[dict[str, object]]:
         return [json.loads(body) for topic, body in self.sent if "/alerts/" in topic]
@@ -281,3 +292,282 @@ def test_removed_device_takes_its_retained_state_along(pipeline: Pipeline) -> No
     announcer.removed("b")
     assert [body for topic, body in line.sent if topic == "gruard/state/a"][1:] == [b""]
     assert not [topic for topic, _ in line.sent if topic == "gruard/state/b"]
+
+
+def scored_by(announcer: Announcer, pipeline: Pipeline, readings: list[object]) -> list[Scored]:
+    events = [event for event in run(pipeline, readings) if isinstance(event, Scored)]
+    for event in events:
+        announcer.scored(event)
+    return events
+
+
+def test_send_each_kind_of_message_in_its_manner(pipeline: Pipeline) -> None:
+    """The word on us and alerts are acknowledged; what replaces itself is retained, an alert is not."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    for event in fault(pipeline):
+        if isinstance(event, Scored):
+            announcer.scored(event)
+    pipeline.commit()
+    announcer.send(0.0)
+    assert set(line.manner) == {
+        ("gruard/status", 1, True, None),
+        ("gruard/info", 0, True, None),
+        ("gruard/health", 0, True, None),
+        ("gruard/alerts/a", 1, False, ALERT_SCHEMA),
+        ("gruard/state/a", 0, True, None),
+    }
+    assert line.manner[0][0] == "gruard/status"
+
+
+def test_send_info_once_a_minute_and_on_every_connection(pipeline: Pipeline) -> None:
+    """What runs here, and over whom, is renewed each minute, and for a broker that may have forgotten it."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 1.7e9)  # type: ignore[arg-type]
+    run(pipeline, readings_of("a", plant_rows(3)))
+    pipeline.engine.open_group("plant", ("other",))
+    told = []
+    for now in (100.0, 159.9, 160.0, 219.9):
+        announcer.send(now)
+        told.append(len(line.on("gruard/info")))
+    assert told == [1, 1, 2, 2]
+    line.cut()
+    announcer.send(219.95)
+    announcer.send(279.9)
+    announcer.send(279.95)
+    assert len(line.on("gruard/info")) == 4
+    facts = json.loads(line.on("gruard/info")[-1])
+    assert facts["devices"]["warming"] == 1
+    assert [(g["fields"], g["devices"], g["model"]) for g in facts["groups"].values()] == [
+        (["f0", "f1", "f2"], 1, "baseline")
+    ]
+    assert facts["time"].startswith("2023-11-14T")
+
+
+def test_send_passes_its_failpoints(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Telling an alert may be killed before and after it is handed over, and before it is forgotten."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    fault(pipeline)
+    pipeline.commit()
+    reached: list[str] = []
+    monkeypatch.setattr(failpoints, "reach", reached.append)
+    announcer.send(0.0)
+    assert reached == ["publish.before", "publish.after"] * len(line.alerts())
+    reached.clear()
+    line.confirm_all()
+    announcer.send(1.0)
+    assert reached == ["outbox.done"]
+    announcer.send(2.0)
+    assert reached == ["outbox.done"]
+
+
+def alert_rows(pipeline: Pipeline, count: int) -> list[int]:
+    """Entries of the outbox, committed."""
+    database = pipeline.database
+    made = [
+        database.put_outbox("gruard/alerts/a", json.dumps({"n": n}).encode(), 1, retain=False, key=f"k{n}")
+        for n in range(count)
+    ]
+    database.commit()
+    pipeline.pending.outbox = database.outbox_pending()
+    return made
+
+
+def test_send_more_alerts_than_are_read_at_a_time(pipeline: Pipeline) -> None:
+    """Those that are done with and not gone yet do not hide those behind them."""
+    line = Line()
+    line.room = 1000
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    alert_rows(pipeline, 100)
+    for turn in range(3):
+        announcer.send(float(turn))
+        line.confirm_all()
+    assert [alert["n"] for alert in line.alerts()] == list(range(100))
+
+
+def test_send_one_alert_that_is_refused_costs_no_other(pipeline: Pipeline) -> None:
+    """Behind an alert that the broker can never take, the next one goes out with the same turn."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    alert_rows(pipeline, 3)
+    taken = line.publish
+
+    def refuse_first(topic: str, payload: bytes, **more: Any) -> int | None:
+        if payload == b'{"n": 0}':
+            raise BrokerError("too large")
+        return taken(topic, payload, **more)
+
+    line.publish = refuse_first  # type: ignore[method-assign, assignment]
+    announcer.send(0.0)
+    assert [alert["n"] for alert in line.alerts()] == [1, 2]
+    assert pipeline.pending.undone == 1
+
+
+def test_send_without_room_stops_at_the_first(pipeline: Pipeline) -> None:
+    """Alerts of a device keep their order: none overtakes one that found no room."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    alert_rows(pipeline, 3)
+    taken = line.publish
+
+    def no_room_once(topic: str, payload: bytes, **more: Any) -> int | None:
+        return None if payload == b'{"n": 0}' else taken(topic, payload, **more)
+
+    line.publish = no_room_once  # type: ignore[method-assign, assignment]
+    announcer.send(0.0)
+    assert line.alerts() == []
+    line.publish = taken  # type: ignore[method-assign]
+    announcer.send(1.0)
+    assert [alert["n"] for alert in line.alerts()] == [0, 1, 2]
+
+
+def test_send_publish_that_failed_is_repeated_on_the_same_connection(pipeline: Pipeline) -> None:
+    """The broker edge gives back what it could not send: that stays in the outbox and goes out again."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    alert_rows(pipeline, 1)
+    announcer.send(0.0)
+    line.lost += list(line.open)
+    line.open.clear()
+    announcer.send(1.0)
+    assert [alert["n"] for alert in line.alerts()] == [0, 0]
+    line.lost.append(10_000)  # of nobody here
+    announcer.send(2.0)
+    assert len(line.alerts()) == 2
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_send_outbox_is_read_only_when_something_waits(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    """A turn with nothing new to tell costs no look into the database, nor one that could see too much."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    looks: list[int] = []
+    read = pipeline.database.outbox
+
+    def look(limit: int) -> object:
+        looks.append(limit)
+        return read(limit)
+
+    monkeypatch.setattr(pipeline.database, "outbox", look)
+    announcer.send(0.0)
+    assert looks == []
+    alert_rows(pipeline, 1)
+    if written:
+        run(pipeline, readings_of("a", plant_rows(1)))
+        pipeline.pending.write()
+    announcer.send(1.0)
+    announcer.send(2.0)
+    assert looks == ([] if written else [64])
+
+
+def test_send_state_that_is_not_due_holds_up_no_other_device(pipeline: Pipeline) -> None:
+    """Each device's state is renewed by itself, five seconds after it was told last."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    rows = plant_rows(9)
+    scored_by(announcer, pipeline, readings_of("a", rows[:3]))  # type: ignore[arg-type]
+    announcer.send(0.0)
+    scored_by(announcer, pipeline, readings_of("a", rows[3:6], 1003.0))  # type: ignore[arg-type]
+    scored_by(announcer, pipeline, readings_of("b", rows[:3]))  # type: ignore[arg-type]
+    told = []
+    for now in (4.0, 4.999, 5.0, 5.1):
+        announcer.send(now)
+        told.append((len(line.on("gruard/state/a")), len(line.on("gruard/state/b"))))
+    assert told == [(1, 1), (1, 1), (2, 1), (2, 1)]
+
+
+def test_send_states_of_many_devices_are_spread(pipeline: Pipeline) -> None:
+    """Fifty states a second at most: with three hundred devices, each is renewed every six seconds."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    pipeline.engine.options = dataclasses.replace(pipeline.engine.options, most_devices=300)
+    names = [f"d{n}" for n in range(300)]
+    for turn in range(2):
+        wave = [reading(name, 1000.0 + turn, {"f0": 1.0}) for name in names]
+        scored_by(announcer, pipeline, wave)  # type: ignore[arg-type]
+        announcer.send(0.0)
+    told = []
+    for now in (5.9, 6.0):
+        announcer.send(now)
+        told.append(len(line.on("gruard/state/d7")))
+    assert told == [1, 2]
+
+
+def test_send_state_names_who_judges_and_what_is_open(pipeline: Pipeline) -> None:
+    """While a device learns the baseline judges it, whatever model its group has; then the model does."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    newest = [event for event in fault(pipeline) if isinstance(event, Scored)][-1]
+    pipeline.engine.groups[newest.group].model = "m-1"
+    for now, phase in enumerate(("warming", "learning", "ready", "learning")):
+        announcer.scored(dataclasses.replace(newest, phase=phase))
+        announcer.send(float(now))
+    told = [json.loads(body) for body in line.on("gruard/state/a")]
+    assert [(state["state"], state["model"]) for state in told] == [
+        ("warming", "baseline"),
+        ("learning", "baseline"),
+        ("ready", "m-1"),
+        ("learning", "baseline"),
+    ]
+    assert {state["alert"] for state in told} == {pipeline.engine.devices["a"].track.id}
+
+
+def test_send_state_again_on_a_new_connection(pipeline: Pipeline) -> None:
+    """A broker that lost what it retained is told every device anew, however recent the last word."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    line.generation = 5
+    events = scored_by(announcer, pipeline, readings_of("a", plant_rows(2)))  # type: ignore[arg-type]
+    announcer.send(0.0)
+    for generation in (6, 2):  # another process may count from the beginning
+        line.generation = generation
+        announcer.scored(events[-1])
+        announcer.send(1.0)
+    assert len(line.on("gruard/state/a")) == len(line.on("gruard/status")) == 3
+
+
+def test_removed_device_that_changed_is_not_told(pipeline: Pipeline) -> None:
+    """A device that made room before its state was told leaves nothing to tell, and stops nothing."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    scored_by(announcer, pipeline, readings_of("a", plant_rows(3)))  # type: ignore[arg-type]
+    pipeline.engine.remove("a", "idle", 2000.0)
+    announcer.removed("a")
+    announcer.send(0.0)
+    assert line.on("gruard/state/a") == []
+
+
+def test_health_says_whether_we_are_ready(pipeline: Pipeline) -> None:
+    """The retained word says yes or no, why, and who says it."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 1.7e9)  # type: ignore[arg-type]
+    announcer.send(0.0)
+    announcer.health(["disk: no room"])
+    announcer.send(1.0)
+    told = [json.loads(body) for body in line.on("gruard/health")]
+    assert [(one["ready"], one["reasons"]) for one in told] == [(True, []), (False, ["disk: no room"])]
+    assert {(one["schema"], one["instance"]) for one in told} == {("gruard.health/1", "gruard")}
+
+
+def test_health_that_found_no_room_is_told_later_and_a_refused_one_is_not(pipeline: Pipeline) -> None:
+    """What was not taken is tried with the next turn; what can never be is not tried again and again."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    taken, tries = line.publish, 0
+
+    def answer(topic: str, payload: bytes, **more: Any) -> int | None:
+        nonlocal tries
+        if topic == "gruard/health":
+            tries += 1
+            if tries == 1:
+                return None
+            raise BrokerError("too large")
+        return taken(topic, payload, **more)
+
+    line.publish = answer  # type: ignore[method-assign, assignment]
+    for now in range(4):
+        announcer.send(float(now))
+    assert tries == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from support_engine import BUDGET
 
 from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine, EngineOptions
+from gruard.daemon.core.events import Scored
 from gruard.daemon.core.sources import Sources
 from gruard.daemon.edges.database import open_database
 from gruard.daemon.edges.metrics import Metrics
@@ -199,3 +201,71 @@ def test_take_feeds_a_bounded_number_of_readings_at_a_time(tmp_path: Path, datab
     assert [m.packet_id for m in taken] == [1, 2, 3]
     assert [m.packet_id for m in waiting] == [4, 5, 6, 7, 8]
     assert inlet.pipeline.backlog == 3000
+
+
+def test_take_stops_at_the_bound_itself(tmp_path: Path, database: Database) -> None:
+    """With 2,048 readings fed nothing more is taken off, with one less another message is."""
+
+    def several(packet_id: int, count: int) -> Message:
+        return message(packet_id, b"[" + b",".join([b'{"x": 1}'] * count) + b"]", f"dumb/{packet_id}")
+
+    for last, expected in ((48, [1, 2, 3]), (47, [1, 2, 3, 4])):
+        sizes = enumerate((1000, 1000, last, 1, 1), 1)
+        waiting = deque(several(packet_id, count) for packet_id, count in sizes)
+        taken = Inlet(database, tmp_path).intake.take(waiting, crowded=False)
+        assert [m.packet_id for m in taken] == expected
+
+
+def shown(inlet: Inlet, series: str) -> float:
+    page = inlet.metrics.render().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in page if line.startswith(f"{series} "))
+
+
+def test_take_shows_what_came_and_when(tmp_path: Path, database: Database) -> None:
+    """Messages, refusals by reason, what was shed and the newest arrival are metrics of their own."""
+    inlet = Inlet(database, tmp_path, most_devices=2)
+    inlet.take(message(1), message(2, topic="dumb/b"))
+    later = replace(message(4, b"nonsense"), received_s=NOW_S + 5.0)
+    pair = b'[{"x": 1}, {"x": 2}]'
+    inlet.take(message(3, pair, "dumb/stranger"), later, crowded=True)
+    assert shown(inlet, "gruard_messages_received_total") == 4
+    assert shown(inlet, "gruard_last_reading_timestamp_seconds") == NOW_S + 5.0
+    assert shown(inlet, 'gruard_shed_total{reason="unknown_device"}') == 2
+    assert shown(inlet, 'gruard_decode_errors_total{reason="not_json"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("ts", "replayed"),
+    [(NOW_S - 60.0, False), (NOW_S - 60.5, True), (NOW_S + 1.0, False), (NOW_S - 59.5, False)],
+)
+def test_take_backlog_within_a_minute_is_live(
+    tmp_path: Path, database: Database, ts: float, *, replayed: bool
+) -> None:
+    """Up to a minute between event and arrival is a short interruption, and still pages."""
+    inlet = Inlet(database, tmp_path)
+    events = inlet.take(message(1, b'{"x": 1, "ts": %.1f}' % ts, "timed/a", backlog=True))
+    assert [event.reading.replayed for event in events if isinstance(event, Scored)] == [replayed]
+
+
+def test_take_redelivery_of_a_backlog_is_one_too(tmp_path: Path, database: Database) -> None:
+    """What was left undone of a message is replayed as what it is: late with a backlog, live without."""
+    payload = b'[{"x": 1}, {"x": 2}]'
+    for packet_id, backlog in ((1, True), (2, False)):
+        inlet = Inlet(database, tmp_path)
+        inlet.take(message(packet_id, payload, f"dumb/{packet_id}"), waves=1)
+        inlet.pipeline.commit()
+        again = Inlet(database, tmp_path)
+        events = again.take(message(packet_id, payload, f"dumb/{packet_id}", duplicate=True, backlog=backlog))
+        (event,) = (event for event in events if isinstance(event, Scored))
+        assert (event.reading.values, event.reading.replayed) == ({"x": 2.0}, backlog)
+        again.pipeline.commit()
+
+
+def test_take_new_session_is_forgotten_with_its_next_commit(tmp_path: Path, database: Database) -> None:
+    """Messages that were taken under an old session are gone from the disk, too."""
+    before = Inlet(database, tmp_path)
+    before.take(message(1), message(2))
+    before.pipeline.commit()
+    before.take(message(3, session=1))
+    before.pipeline.commit()
+    assert [d.packet_id for d in database.deliveries()] == [3]

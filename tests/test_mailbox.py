@@ -148,3 +148,91 @@ def test_waiting_publishes_are_bounded(rings: _Rings) -> None:
     assert _offer(mailbox, 0) is None
     assert isinstance(mailbox.next_outgoing(), Outgoing)
     assert _offer(mailbox, 0) is not None
+
+
+def test_inbox_holds_64_mib_and_reads_on_up_to_twice_as_much(rings: _Rings) -> None:
+    """From the bound on QoS 0 is shed, from twice the bound on nothing more is read."""
+    mailbox = Mailbox(1000, rings)
+    quarter = bytes(16 * 2**20)
+    large = [replace(_message(number, qos=1), payload=quarter) for number in range(8)]
+    mailbox.deliver(large[:3])
+    mailbox.deliver([replace(_message(10, qos=0), payload=bytes(2**24 - 1))])
+    mailbox.deliver([replace(_message(11, qos=0), payload=b"1")])
+    assert mailbox.shed == 0, "one byte is free until now"
+    mailbox.deliver([_message(12, qos=0)])
+    assert mailbox.shed == 1
+    mailbox.deliver(large[3:6])
+    mailbox.deliver([replace(_message(13, qos=1), payload=bytes(2**24 - 1))])
+    assert not mailbox.paused
+    mailbox.deliver([replace(_message(14, qos=1), payload=b"1")])
+    assert mailbox.paused
+
+
+def test_reading_pauses_beyond_the_bound_too_and_while_nothing_more_is_wanted(rings: _Rings) -> None:
+    """More than twice the capacity may have come with one read; at rest nothing is read at all."""
+    mailbox = Mailbox(2, rings)
+    mailbox.deliver([_message(number, qos=1) for number in range(7)])
+    assert mailbox.paused
+    mailbox.deliver([_message(8, qos=0)])
+    assert mailbox.shed == 1
+    mailbox.take(7, 0.0)
+    assert not mailbox.paused
+    mailbox.resting = True
+    assert mailbox.paused
+
+
+def test_network_thread_is_woken_only_for_a_reason(rings: _Rings) -> None:
+    """Acknowledgements and publishes wake it, and a take only where it had stopped reading."""
+    mailbox = Mailbox(2, rings)
+    mailbox.deliver([_message(1, qos=1)])
+    taken = mailbox.take(1, 0.0)
+    mailbox.acknowledge([])
+    assert rings.count == 0
+    mailbox.acknowledge(taken)
+    assert rings.count == 1
+    mailbox.open(20)
+    _offer(mailbox, 0)
+    assert rings.count == 2
+    mailbox.deliver([_message(number, qos=1) for number in range(9)])
+    mailbox.take(3, 0.0)
+    assert mailbox.paused
+    assert rings.count == 2, "still too much"
+
+
+def test_end_of_a_connection_is_told_once(rings: _Rings) -> None:
+    """What failed with one connection is neither open nor failing again with the next."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(3)
+    tokens = [_offer(mailbox, 1) for _ in range(3)]
+    assert tokens == sorted({token for token in tokens if token is not None})
+    mailbox.close()
+    assert (mailbox.in_flight, mailbox.failed()) == (0, tokens)
+    mailbox.open(3)
+    assert _offer(mailbox, 1) not in tokens
+    mailbox.close()
+    assert len(mailbox.failed()) == 1
+
+
+@pytest.mark.parametrize(("wanted", "open_at_most"), [(0, 0), (3, 3), (20, 20), (60_000, 20)])
+def test_publishes_open_at_a_time_are_what_both_sides_allow(
+    rings: _Rings, wanted: int, open_at_most: int
+) -> None:
+    """A broker may take fewer than twenty, and even none."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(wanted)
+    assert sum(_offer(mailbox, 1) is not None for _ in range(30)) == open_at_most
+    assert mailbox.in_flight == open_at_most
+
+
+def test_acknowledgements_are_never_refused_and_count_as_waiting(rings: _Rings) -> None:
+    """A thousand groups of acknowledgements that wait leave no room for a publish, but for more of them."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(20)
+    for number in range(1002):
+        mailbox.acknowledge([_message(number, qos=1)])
+    assert _offer(mailbox, 1) is None
+    for _ in range(2):
+        mailbox.next_outgoing()
+    assert _offer(mailbox, 1) is None
+    mailbox.next_outgoing()
+    assert _offer(mailbox, 1) is not None

@@ -156,7 +156,7 @@ def test_recover_counts_what_it_replays_and_is_heard_at_each_batch(tmp_path: Pat
     names = [f"pump-{number}" for number in range(MOST_READINGS)]
     wave = [reading(name, 1000.0 + turn, {"f0": 1.0}) for turn in range(2) for name in names]
     last = reading("pump-0", 2000.0, {"f0": 1.0})
-    with opened(tmp_path, UNTRAINED) as pipeline:
+    with opened(tmp_path, UNTRAINED, most_devices=MOST_READINGS) as pipeline:
         play(pipeline, [*wave, last])
     beats: list[None] = []
     with open_database(tmp_path, now_s=0.0) as database:

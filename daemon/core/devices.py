@@ -66,9 +66,7 @@ class Device(msgspec.Struct):
     recent: bytes = b""  # checksums of the last REMEMBERED readings that told their time
     last_sequence: int | None = None  # of the newest, where the payload tells
     sequences: int = 0  # bit n: the sequence number n before it was applied
-    firsts: bytes = (
-        b""  # as `recent`, of readings with first numbers: a broker's leftovers may begin with them
-    )
+    firsts: bytes = b""  # as `recent`, of readings with first numbers, however long ago
     lower: int = 0  # refused readings in a row whose numbers rise, but are too low;
     lower_last: int = 0  # the newest of those numbers;
     lower_s: float = 0.0  # arrival of the first of them

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,9 +19,12 @@ from support_database import FIELDS, NOW_S, alert, checkpoint, model, reading, r
 from gruard.daemon.edges import bounds as bounds_module
 from gruard.daemon.edges import journal as journal_module
 from gruard.daemon.edges import schema
+from gruard.daemon.edges import tables as tables_module
 from gruard.daemon.edges.database import Database, open_database, open_readonly
 from gruard.daemon.edges.rows import OutboxRow
+from gruard.daemon.edges.tables import Tables
 from gruard.daemon.errors import StateError
+from gruard.daemon.records import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -675,3 +679,102 @@ def test_group_of_all_kinds_is_one_whole(tmp_path: Path) -> None:
         assert "late" not in {row.id for row in database.alerts(100)}
         assert "late" not in {row.device for row in database.checkpoints()}
         assert database.meta("late") is None
+
+
+def test_live_models_are_neither_candidates_nor_rejected_nor_retired(database: Database) -> None:
+    """Only what was activated scores: a candidate waits for its judgement."""
+    database.add_model(model("m-1"))
+    assert database.live_models() == []
+    for identity in ("m-1", "m-2"):
+        database.add_model(model(identity))
+        database.activate_model(identity, 1, NOW_S)
+    database.add_model(model("m-3"))
+    database.add_model(model("m-4", status="rejected"))
+    statuses = {row.status for row in database.models()}
+    assert statuses == {"candidate", "live", "rejected", "retired"}
+    assert [row.id for row in database.live_models()] == ["m-2"]
+
+
+# --- damage in the tables --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_deliveries_whose_number_is_damaged_are_counted(database: Database, count: int) -> None:
+    """A group that says it holds more or fewer than it does is damaged, and what is sound in it is used."""
+    noted = [Delivery(packet_id, packet_id, bytes(8)) for packet_id in (1, 2)]
+    database.note_deliveries(noted)
+    assert (list(database.deliveries()), database.skipped_rows) == (noted, 0)
+    database._write("UPDATE deliveries SET count = ?", (count,))
+    assert (list(database.deliveries()), database.skipped_rows) == (noted, 1)
+
+
+def _forget(database: Database) -> None:
+    """Commit, and forget what is known, as a start does."""
+    database.commit()
+    database.rollback()
+
+
+def test_damaged_entries_of_empty_generations_keep_the_whole_journal(database: Database) -> None:
+    """Where nothing says that a reading is covered, recovery begins at the first and prune leaves it."""
+    database._write("UPDATE generations SET lsn = 99")
+    _forget(database)
+    assert (database.recovery_start(), database.keep_from_lsn()) == (0, 1)
+
+
+def test_damaged_entry_of_an_empty_generation_is_written_before_rows_that_are_left(
+    database: Database,
+) -> None:
+    """Without an entry and without rows a generation is not whole: the sound rows of the other stay."""
+    database.save_checkpoints([checkpoint(name) for name in DEVICES], generation=1, lsn=7)
+    database._write("UPDATE checkpoints_1 SET state = x'00' WHERE device = 1")
+    database._write("UPDATE generations SET lsn = 99 WHERE id = 0")
+    _forget(database)
+    assert database.older_generation() == 0
+    assert (database.recovery_start(), database.keep_from_lsn()) == (0, 1)
+
+
+def test_rows_that_damage_has_put_in_a_circle_end_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page whose third row says it is the first would be read for ever: it is an error instead."""
+    monkeypatch.setattr(tables_module, "_PAGE", 1)
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        database.save_checkpoints([checkpoint(name) for name in DEVICES], generation=0, lsn=7)
+        database.commit()
+        pages = dict(database._all("SELECT name, rootpage FROM sqlite_schema"))
+    content = bytearray((tmp_path / "gruard.db").read_bytes())
+    page = 4096 * (pages["checkpoints_0"] - 1)
+    third = page + int.from_bytes(content[page + 12 : page + 14], "big")
+    assert content[third + 1] == 3, "the row's number, behind its size"
+    content[third + 1] = 1
+    (tmp_path / "gruard.db").write_bytes(content)
+    with Tables(tmp_path / "gruard.db", sqlite3.connect(tmp_path / "gruard.db")) as tables:
+        found = islice(tables._states(0), 20)
+        assert [identity for identity, _ in (next(found), next(found))] == [1, 2]
+        with pytest.raises(StateError, match="out of order"):
+            list(found)
+
+
+# --- how the tables are read -----------------------------------------------------------------------------
+
+
+def test_set_of_fields_is_read_once_for_all_its_devices(tmp_path: Path) -> None:
+    """Thousands of checkpoints with the same fields cost one look at them."""
+    with open_database(tmp_path, now_s=NOW_S) as database:
+        for generation in (0, 1):
+            saved = [checkpoint(name) for name in DEVICES]
+            database.save_checkpoints(saved, generation=generation, lsn=7)
+        database.commit()
+    with open_readonly(tmp_path) as reader:
+        asked: list[str] = []
+        reader._connection.set_trace_callback(asked.append)
+        assert {found.device for found in reader.checkpoints()} == set(DEVICES)
+        assert sum("FROM fieldsets" in sql for sql in asked) == 1
+
+
+def test_reading_after_the_close_is_a_bug_and_not_an_empty_table(used: Path) -> None:
+    """A mistake of ours is raised as what it is: it says nothing against the file."""
+    reader = open_readonly(used)
+    reader.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        reader.models()

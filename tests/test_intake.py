@@ -35,9 +35,11 @@ DUMB = SourceOptions("dumb", "dumb/{device}")
 class Inlet:
     """An intake over a state directory, as one start of the daemon has it."""
 
-    def __init__(self, database: Database, folder: Path, most_devices: int = 100) -> None:
+    def __init__(
+        self, database: Database, folder: Path, most_devices: int = 100, dumb: SourceOptions = DUMB
+    ) -> None:
         self.metrics = Metrics(version="test")
-        options = EngineOptions((TIMED, DUMB), BUDGET, most_devices=most_devices)
+        options = EngineOptions((TIMED, dumb), BUDGET, most_devices=most_devices)
         self.pipeline = Pipeline(
             Engine(options),
             database,
@@ -269,3 +271,15 @@ def test_take_new_session_is_forgotten_with_its_next_commit(tmp_path: Path, data
     before.take(message(3, session=1))
     before.pipeline.commit()
     assert [d.packet_id for d in database.deliveries()] == [3]
+
+
+def test_take_redelivery_that_is_refused_by_now_feeds_nothing(tmp_path: Path, database: Database) -> None:
+    """A message whose readings were undone, and which a new configuration refuses, holds nobody up."""
+    payload = b'[{"x": 1}, {"x": 2}]'
+    before = Inlet(database, tmp_path)
+    before.take(message(1, payload), waves=0)
+    before.pipeline.commit()
+    assert [d.missing for d in database.deliveries()] == [(0, 1)]
+    after = Inlet(database, tmp_path, dumb=replace(DUMB, max_payload_bytes=len(payload) - 1))
+    after.take(message(1, payload, duplicate=True), message(2, topic="dumb/b"))
+    assert {name: device.count for name, device in after.pipeline.engine.devices.items()} == {"b": 1}

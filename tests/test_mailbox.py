@@ -236,3 +236,14 @@ def test_acknowledgements_are_never_refused_and_count_as_waiting(rings: _Rings) 
     assert _offer(mailbox, 1) is None
     mailbox.next_outgoing()
     assert _offer(mailbox, 1) is not None
+
+
+def test_offer_after_the_connection_ended_is_refused_whatever_its_qos(rings: _Rings) -> None:
+    """Until the next connection nothing is accepted, waits or wakes anyone: not a QoS 0 publish either."""
+    mailbox = Mailbox(2, rings)
+    mailbox.open(20)
+    mailbox.close()
+    assert [_offer(mailbox, qos) for qos in (0, 1)] == [None, None]
+    assert (mailbox.next_outgoing(), mailbox.in_flight, rings.count) == (None, 0, 0)
+    mailbox.open(20)
+    assert None not in [_offer(mailbox, qos) for qos in (0, 1)]

@@ -76,6 +76,11 @@ def follow(
     return alarm, threshold
 
 
+def lasted(state: Floats) -> NDArray[np.bool_]:
+    """Whether the newest alarm of each device (B,) went on for so long that it was taken for a new normal."""
+    return np.asarray(state[:, RUN] >= LONGEST)
+
+
 def _still_open(state: Floats, threshold: Floats) -> NDArray[np.bool_]:
     fast = np.maximum(np.float32(OFF_FAST) * threshold, np.float32(FADED) * state[:, HIGHEST_Q])
     # Where the next alarm would open at the next reading, this one is not over.

@@ -55,13 +55,17 @@ _GATHERING, _LEARNING, _READY = int(Phase.GATHERING), int(Phase.LEARNING), int(P
 class Scores:
     """What B readings scored, each against forecasts made before it was seen. Arrays (B,)."""
 
-    __slots__ = ("_fields", "_reasons", "_seen", "alarm", "onset", "phase", "resets", "score", "threshold")
+    __slots__ = (
+        *("alarm", "lasted", "onset", "phase", "resets", "score", "threshold"),
+        *("_fields", "_reasons", "_seen"),
+    )
 
     def __init__(self, batch: int, fields: int, phase: NDArray[np.int64]) -> None:
         self.score = np.full(batch, np.nan, np.float32)  # 0..1; NaN while gathering
         self.onset = np.zeros(batch, np.float32)  # 0..1: above 0 where something begins
         self.threshold = np.full(batch, np.nan, np.float32)  # a score that lasts above it opens an alarm
         self.alarm = np.zeros(batch, bool)
+        self.lasted = np.zeros(batch, bool)  # the newest alarm ended as a new normal
         self.phase = phase
         self.resets = 0  # hidden states that were not finite and start again
         self._fields = fields
@@ -241,6 +245,7 @@ class GroupScorer:
         told[2] = onset.follow(device["onset_counts"], device["onset"], u[:, 1])
         scores.score[where], scores.threshold[where], scores.onset[where] = calibration.to_score(told)
         scores.alarm[where] = open_ & (device["phase"] >= _LEARNING)
+        scores.lasted[where] = alarm.lasted(device["alarm"])
         location, scale = device["location"].copy(), device["scale"].copy()
         scores.note(where, why.Seen(*seen, told[0], threshold, location, scale))
 

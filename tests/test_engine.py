@@ -16,7 +16,9 @@ from support_models import sealed_model
 
 from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name, open_state
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
+from gruard.daemon.core.payloads import sentence
 from gruard.daemon.records import Reading, SourceOptions
+from gruard.models.alarm import LONGEST
 from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -79,6 +81,20 @@ def test_receive_fault_opens_one_explained_alert_and_resolves() -> None:
     assert opened.model == BASELINE
     assert {a.id for a in alerts} == {opened.id}
     assert 1340 < resolved.time_s < 1400
+
+
+def test_receive_shift_that_stays_ends_as_the_new_normal() -> None:
+    """After a thousand readings one alert says that from now on this is normal, and then there is quiet."""
+    rows = plant_rows(2300)
+    rows[1100:] += 30.0
+    alerts = [e for e in Bench().feed(readings_of("a", rows)) if isinstance(e, Alert)]
+    ended = alerts[-1]
+    assert [a.state for a in alerts if a.state != "updated"] == ["opened", "resolved"]
+    assert {sentence(a) for a in alerts if a.sentence} == {
+        "a has been unusual for 16 min 39 s: from now on that is its new normal."
+    }
+    assert ended.sentence
+    assert ended.time_s - ended.opened_s == LONGEST - 1
 
 
 def test_receive_healthy_devices_raise_no_alert() -> None:

@@ -34,6 +34,7 @@ def alert_of(
 ) -> Alert:
     """The event that a reading made, the n-th of those scored together; `reading` is the device's newest."""
     reasons = scores.reasons
+    lasted = state == "resolved" and bool(scores.lasted[n])
     shares = zip(group.fields, reasons.share[n].tolist(), strict=True)
     return Alert(
         id=alert_id,
@@ -52,7 +53,14 @@ def alert_of(
         contributions=tuple(sorted(shares, key=lambda share: -share[1])),
         model=model,
         late_s=reading.received_s - reading.time_s if reading.replayed else None,
+        sentence=new_normal(device) if lasted else "",
     )
+
+
+def new_normal(device: Device) -> str:
+    """What to say of an alarm that went on until it was taken for the device's new normal."""
+    long = duration(device.last_s - device.track.opened_s)
+    return f"{device.name} has been unusual for {long}: from now on that is its new normal."
 
 
 def last_word(device: Device, group: Group, time_s: float) -> Alert:

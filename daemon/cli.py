@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import faulthandler
-import json
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruard.daemon import __version__, cli_backtest, cli_tune
+from gruard.daemon import __version__, cli_backtest, cli_models, cli_tune
+from gruard.daemon.cli_tables import print_rows
 from gruard.daemon.errors import BrokerError, ConfigError, GruardError
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 #: Exit statuses, after sysexits.h.
 OK, INTERNAL, UNREACHABLE, BAD_CONFIG = 0, 70, 75, 78
-
-#: Columns that a table on a terminal has no room for.
-_JSON_ONLY = ("threshold", "time", "group")
 
 _EPILOG = "Exit status: 0 ok, 78 bad configuration, 75 broker unreachable, 70 anything else."
 
@@ -95,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = with_config(add(name, command, text))
         sub.add_argument("action", choices=["list"], help="list them")
         sub.add_argument("--json", action="store_true", help="one JSON array")
+
+    cli_models.add_arguments(with_config(add("models", cli_models.models, cli_models.TEXT)))
 
     sub = add("simulate", _simulate, "Publish a simulated pump fleet to a broker.")
     sub.add_argument("--host", default="127.0.0.1", help="broker (default: %(default)s)")
@@ -184,30 +183,13 @@ def _replay(arguments: argparse.Namespace) -> int:
 def _devices(arguments: argparse.Namespace) -> int:
     from gruard.daemon.inspection import devices  # noqa: PLC0415 - see the module docstring
 
-    return _print_rows(arguments, devices(_load(arguments)))
+    return print_rows(devices(_load(arguments)), as_json=arguments.json)
 
 
 def _alerts(arguments: argparse.Namespace) -> int:
     from gruard.daemon.inspection import alerts  # noqa: PLC0415 - see the module docstring
 
-    return _print_rows(arguments, alerts(_load(arguments)))
-
-
-def _print_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
-    if arguments.json:
-        print(json.dumps(rows, indent=1, allow_nan=False))
-        return OK
-    from rich.console import Console  # noqa: PLC0415 - see the module docstring
-    from rich.table import Table  # noqa: PLC0415 - see the module docstring
-    from rich.text import Text  # noqa: PLC0415 - see the module docstring
-
-    shown = [name for name in (rows[0] if rows else {"nothing here yet": None}) if name not in _JSON_ONLY]
-    table = Table(*shown, box=None)
-    for row in rows:
-        # Text is shown as it is: names come from topics, and brackets would be markup.
-        table.add_row(*(Text("" if row[name] is None else str(row[name])) for name in shown))
-    Console().print(table)
-    return OK
+    return print_rows(alerts(_load(arguments)), as_json=arguments.json)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from gruard.models.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gruard.daemon.edges.rows import ModelRow
     from gruard.daemon.settings import Settings
     from gruard.models.weights import ModelPackage
 
@@ -108,3 +109,45 @@ def alerts(settings: Settings) -> list[dict[str, Any]]:
             }
             for row in reader.alerts(MOST_ALERTS)
         ]
+
+
+def models(settings: Settings) -> list[dict[str, Any]]:
+    """One row a model that has been in charge, newest first; StateError where there is no database yet."""
+    with open_readonly(settings.state.directory) as reader:
+        return [_model_row(row) for row in reversed(reader.models())]
+
+
+def model(settings: Settings, identity: str) -> dict[str, Any]:
+    """All that is known of the one model whose id is, or begins with, `identity`.
+
+    Raises:
+        StateError: there is no database yet, or not exactly one such model in it.
+    """
+    with open_readonly(settings.state.directory) as reader:
+        found = [row for row in reader.models() if row.id.startswith(identity)]
+    if len(found) != 1:
+        what = "No model" if not found else f"More than one model ({', '.join(row.id for row in found)})"
+        raise StateError(f'{what} has an id that begins with "{identity}". See `gruard models list`.')
+    (row,) = found
+    try:
+        weights.read(settings.state.directory / MODELS, row.id)
+        sound = "sound"
+    except ModelError as error:
+        sound = str(error)
+    manifest = msgspec.json.decode(row.manifest)
+    shown = ("source", "fields", "cell", "hidden", "layers", "rows", "devices", "report", "sha256")
+    spans = {name: rfc3339(manifest[f"{name}_s"]) for name in ("span_start", "span_end")}
+    return _model_row(row) | {"weights": sound} | spans | {name: manifest[name] for name in shown}
+
+
+def _model_row(row: ModelRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "state": row.status,
+        "group": row.group,
+        "trained_at": rfc3339(row.created_s),
+        "activated_at": None if row.activated_s is None else rfc3339(row.activated_s),
+        "skill": None if row.skill is None else round(row.skill, 4),
+        "parent": row.parent,
+        "reason": row.reason,
+    }

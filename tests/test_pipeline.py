@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -173,10 +174,11 @@ def test_feed_queue_is_shown_as_it_is(tmp_path: Path) -> None:
     """How much waits, who is next, and that nothing is left when all of it is scored."""
     with opened(tmp_path, UNTRAINED) as pipeline:
         assert (pipeline.backlog, pipeline.next_devices) == (0, [])
-        pipeline.feed([reading(name, 1000.0 + n, {"f0": 1.0}) for n, name in enumerate("abab")])
+        pipeline.feed([reading(name, 1000.0 + n, {"f0": 1.0}) for n, name in enumerate("abaa")])
         assert (pipeline.backlog, pipeline.next_devices) == (4, ["a", "b"])
         assert [e.reading.device for e in pipeline.advance() if isinstance(e, Scored)] == ["a", "b"]
-        assert pipeline.backlog == 2
+        assert (pipeline.backlog, pipeline.next_devices) == (2, ["a"])
+        pipeline.advance()
         pipeline.advance()
         assert (pipeline.backlog, pipeline.next_devices, pipeline.advance()) == (0, [], [])
 
@@ -228,3 +230,26 @@ def test_pipeline_passes_its_failpoints(tmp_path: Path, monkeypatch: pytest.Monk
         pipeline.prune(100)
     commit = ["journal.before", "journal.after", "checkpoint.after", "commit.before", "commit.after"]
     assert reached == ["score.after", "checkpoint.before", *commit, "prune.before", "prune.after"]
+
+
+def test_settle_enrols_on_readings_that_are_not_committed_yet(tmp_path: Path) -> None:
+    """A device that came with one burst is fitted on all of it, and scored from its eleventh reading on."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        pipeline.feed(readings_of("a", plant_rows(12)))
+        events = [event for _ in range(12) for event in pipeline.advance()]
+        assert pipeline.database.next_lsn == 11, "ten are written, and none is durable"
+    assert [math.isfinite(score) for score in scores(events)] == [False] * 10 + [True] * 2
+
+
+def test_prune_drops_in_step_with_what_comes(tmp_path: Path) -> None:
+    """One turn of housekeeping moves two thousand rows, and two more for each reading since the last."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        asked: list[int] = []
+        pipeline.database.prune = lambda *limits, **_: asked.append(limits[2]) or 0  # type: ignore[assignment, func-returns-value, method-assign]
+        pipeline.prune(100)
+        pipeline.feed(readings_of("a", plant_rows(5)))
+        while pipeline.backlog:
+            pipeline.advance()
+        pipeline.prune(100)
+        pipeline.prune(100)
+    assert asked == [2000, 2010, 2000]

@@ -464,16 +464,16 @@ def test_send_outbox_is_read_only_when_something_waits(
 
 
 def test_send_state_that_is_not_due_holds_up_no_other_device(pipeline: Pipeline) -> None:
-    """Each device's state is renewed by itself, five seconds after it was told last."""
+    """Each device's state is renewed by itself, five seconds after the last word on it."""
     line = Line()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     rows = plant_rows(9)
     scored_by(announcer, pipeline, readings_of("a", rows[:3]))  # type: ignore[arg-type]
-    announcer.send(0.0)
+    announcer.send(100.0)
     scored_by(announcer, pipeline, readings_of("a", rows[3:6], 1003.0))  # type: ignore[arg-type]
     scored_by(announcer, pipeline, readings_of("b", rows[:3]))  # type: ignore[arg-type]
     told = []
-    for now in (4.0, 4.999, 5.0, 5.1):
+    for now in (104.0, 104.999, 105.0, 111.0):
         announcer.send(now)
         told.append((len(line.on("gruard/state/a")), len(line.on("gruard/state/b"))))
     assert told == [(1, 1), (1, 1), (2, 1), (2, 1)]
@@ -538,6 +538,17 @@ def test_removed_device_that_changed_is_not_told(pipeline: Pipeline) -> None:
     announcer.removed("a")
     announcer.send(0.0)
     assert line.on("gruard/state/a") == []
+
+
+def test_send_state_of_a_device_that_alarms_already_is_told_at_once(pipeline: Pipeline) -> None:
+    """The first word on a device needs no change: it is told, whatever it says, however early."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    newest = [event for event in fault(pipeline) if isinstance(event, Scored)][-1]
+    announcer.scored(dataclasses.replace(newest, phase=""))
+    pipeline.engine.devices["a"].track.id = ""
+    announcer.send(1.0)
+    assert len(line.on("gruard/state/a")) == 1
 
 
 def test_health_says_whether_we_are_ready(pipeline: Pipeline) -> None:

@@ -103,6 +103,7 @@ def test_prune_keeps_what_recovery_needs(tmp_path: Path) -> None:
         pipeline.checkpoint()
         for _ in range(20):
             pipeline.prune(100)
+        pipeline.database.rollback()  # what was dropped is dropped for good
         kept = len(pipeline.database.history("a", ("f0", "f1", "f2"), 1000).lsn)
     assert 100 <= kept < 300
 
@@ -206,7 +207,11 @@ def test_adopt_model_is_in_charge_and_recorded_at_once(
     with opened(tmp_path, UNTRAINED) as pipeline:
         play(pipeline, readings_of("a", plant_rows(60, fields=2)))
         monkeypatch.setattr(failpoints, "reach", reached.append)
+        pipeline.checkpoint()
+        assert [row.model for row in pipeline.database.checkpoints()] == [None], "the baseline has no id"
+        reached.clear()
         pipeline.adopt(model, "by hand")
+        assert [row.model for row in pipeline.database.checkpoints()] == [model.manifest.id]
         (live,) = pipeline.database.live_models()
         assert (live.id, live.reason) == (model.manifest.id, "by hand")
         assert pipeline.models[live.group].id == live.id

@@ -134,7 +134,7 @@ def test_tell_storm_keeps_one_alert_for_those_held_back(tmp_path: Path) -> None:
     assert (told["state"], told["device"], told["id"]) == ("opened", "gruard", summary.key)
 
 
-@pytest.mark.parametrize(("most", "told"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize(("most", "told"), [(-1, 0), (0, 0), (1, 1)])
 def test_decide_full_outbox_takes_no_more(tmp_path: Path, most: int, told: int) -> None:
     """With no room in the outbox an alert is kept for whoever asks, and not published."""
     with opened(tmp_path, UNTRAINED, most_outbox=most) as pipeline:
@@ -159,6 +159,17 @@ def test_decide_keeps_what_is_told(tmp_path: Path) -> None:
     assert (row.opened_s, row.updated_s, row.resolved_s) == (first.opened_s, last.time_s, last.time_s)
     assert (row.severity, row.score, row.threshold) == (last.severity, last.score, last.threshold)
     assert json.loads(row.payload) == told[-1]
+
+
+def test_decide_open_alert_has_no_end(tmp_path: Path) -> None:
+    """Neither an alert that has just been opened nor one that was updated has an end."""
+    rows = plant_rows(490)
+    rows[405:] += 30.0
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        for part, state in ((slice(0, 420), "opened"), (slice(420, 490), "updated")):
+            play(pipeline, readings_of("a", rows[part], 1000.0 + part.start))
+            (row,) = pipeline.database.alerts(10)
+            assert (row.state, row.resolved_s) == (state, None)
 
 
 def test_advance_device_that_made_room_is_forgotten(tmp_path: Path) -> None:

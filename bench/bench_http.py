@@ -83,7 +83,7 @@ def measure(seconds: float, rate: float) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="gruard-bench-") as name:
         folder = Path(name)
         with (
-            Mosquitto(folder, []) as broker,
+            Mosquitto(folder, ["max_queued_messages 0"]) as broker,
             Daemon(folder, broker.port, warmup=100_000) as daemon,
             Publisher("127.0.0.1", broker.port, "bench") as publisher,
         ):

@@ -30,7 +30,8 @@ class Line:
     def __init__(self) -> None:
         self.connected, self.generation, self.room = True, 1, 20
         self.sent: list[tuple[str, bytes]] = []
-        self.manner: list[tuple[str, int, bool, object]] = []  # of each: topic, QoS, retained, schema
+        self.manner: list[tuple[object, ...]] = []  # of each: topic, QoS, retained, content type, schema
+        self.asked = 0  # how often something was to be published, taken or not
         self.open: dict[int, str] = {}
         self.done: list[int] = []
         self.lost: list[int] = []
@@ -45,14 +46,22 @@ class Line:
         )
 
     def publish(
-        self, topic: str, payload: bytes, *, qos: int, retain: bool, schema: object = None, **_: object
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        content_type: str | None = "application/json",
+        schema: str | None = None,
     ) -> int | None:
+        self.asked += 1
         if len(payload) > self.largest and not topic.endswith("/status"):
             raise BrokerError("too large")
         if not self.connected or (qos and len(self.open) >= self.room):
             return None
         self.sent.append((topic, payload))
-        self.manner.append((topic, qos, retain, schema))
+        self.manner.append((topic, qos, retain, content_type, schema))
         if qos:
             self.open[len(self.sent)] = topic
         return len(self.sent)
@@ -232,15 +241,20 @@ def test_send_says_who_we_are_once_per_connection(pipeline: Pipeline) -> None:
 
 
 def test_send_without_connection_does_nothing(pipeline: Pipeline) -> None:
-    """While the broker is away everything waits."""
+    """While the broker is away everything waits, who we are too, and none of it is tried in vain."""
     line = Line()
     line.connected = False
     fault(pipeline)
     pipeline.commit()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     announcer.send(0.0)
-    assert line.sent == []
-    assert pipeline.database.outbox_pending() > 0
+    assert line.asked == 0
+    waiting = pipeline.database.outbox_pending()
+    assert waiting > 0
+    line.connected = True
+    announcer.send(1.0)
+    assert line.on("gruard/status") == [b"online"]
+    assert len(line.alerts()) == waiting
 
 
 def test_send_state_that_found_no_room_is_told_later(pipeline: Pipeline) -> None:
@@ -311,11 +325,11 @@ def test_send_each_kind_of_message_in_its_manner(pipeline: Pipeline) -> None:
     pipeline.commit()
     announcer.send(0.0)
     assert set(line.manner) == {
-        ("gruard/status", 1, True, None),
-        ("gruard/info", 0, True, None),
-        ("gruard/health", 0, True, None),
-        ("gruard/alerts/a", 1, False, ALERT_SCHEMA),
-        ("gruard/state/a", 0, True, None),
+        ("gruard/status", 1, True, "text/plain", None),
+        ("gruard/info", 0, True, "application/json", None),
+        ("gruard/health", 0, True, "application/json", None),
+        ("gruard/alerts/a", 1, False, "application/json", ALERT_SCHEMA),
+        ("gruard/state/a", 0, True, "application/json", None),
     }
     assert line.manner[0][0] == "gruard/status"
 
@@ -327,15 +341,15 @@ def test_send_info_once_a_minute_and_on_every_connection(pipeline: Pipeline) -> 
     run(pipeline, readings_of("a", plant_rows(3)))
     pipeline.engine.open_group("plant", ("other",))
     told = []
-    for now in (100.0, 159.9, 160.0, 219.9):
+    for now in (100.0, 159.9, 160.0, 219.9, 220.5):
         announcer.send(now)
         told.append(len(line.on("gruard/info")))
-    assert told == [1, 1, 2, 2]
+    assert told == [1, 1, 2, 2, 3]
     line.cut()
-    announcer.send(219.95)
-    announcer.send(279.9)
-    announcer.send(279.95)
-    assert len(line.on("gruard/info")) == 4
+    for now in (221.0, 280.9, 281.0):
+        announcer.send(now)
+        told.append(len(line.on("gruard/info")))
+    assert told[-3:] == [4, 4, 5]
     facts = json.loads(line.on("gruard/info")[-1])
     assert facts["devices"]["warming"] == 1
     assert [(g["fields"], g["devices"], g["model"]) for g in facts["groups"].values()] == [
@@ -350,16 +364,23 @@ def test_send_passes_its_failpoints(pipeline: Pipeline, monkeypatch: pytest.Monk
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     fault(pipeline)
     pipeline.commit()
-    reached: list[str] = []
-    monkeypatch.setattr(failpoints, "reach", reached.append)
+    reached: list[tuple[str, int, int]] = []
+
+    def reach(name: str) -> None:
+        reached.append((name, len(line.alerts()), pipeline.pending.undone))
+
+    monkeypatch.setattr(failpoints, "reach", reach)
     announcer.send(0.0)
-    assert reached == ["publish.before", "publish.after"] * len(line.alerts())
-    reached.clear()
+    count = len(line.alerts())
+    expected = [
+        passed for n in range(count) for passed in (("publish.before", n, 0), ("publish.after", n + 1, 0))
+    ]
+    assert reached == expected != []
     line.confirm_all()
     announcer.send(1.0)
-    assert reached == ["outbox.done"]
     announcer.send(2.0)
-    assert reached == ["outbox.done"]
+    assert reached == [*expected, ("outbox.done", count, 0)]
+    assert pipeline.pending.undone == count
 
 
 def alert_rows(pipeline: Pipeline, count: int) -> list[int]:
@@ -540,8 +561,8 @@ def test_removed_device_that_changed_is_not_told(pipeline: Pipeline) -> None:
     assert line.on("gruard/state/a") == []
 
 
-def test_send_state_of_a_device_that_alarms_already_is_told_at_once(pipeline: Pipeline) -> None:
-    """The first word on a device needs no change: it is told, whatever it says, however early."""
+def test_send_first_state_of_a_device_is_told_whatever_it_says(pipeline: Pipeline) -> None:
+    """The first word on a device needs neither a change nor a wait, even where it says next to nothing."""
     line = Line()
     announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
     newest = [event for event in fault(pipeline) if isinstance(event, Scored)][-1]

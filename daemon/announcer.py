@@ -42,7 +42,7 @@ class Announcer:
         self._told: dict[str, tuple[float, str, bool]] = {}  # device -> when, phase and alarm as told
         self._info_due_s = 0.0
         self._reasons: tuple[str, ...] = ()  # why the daemon is not ready
-        self._health_waits = True
+        self._word_waits = self._health_waits = True  # not taken yet: that we are here, and how we are
 
     def scored(self, scored: Scored) -> None:
         """Note a device's newest reading, to be told as its state."""
@@ -72,11 +72,12 @@ class Announcer:
             self._generation = status.generation
             self._in_flight.clear()
             self._told.clear()
-            self._health_waits, self._info_due_s = True, now
-            self._publish_status(b"online")
-        if now >= self._info_due_s:
+            self._word_waits = self._health_waits = True
+            self._info_due_s = now
+        if self._word_waits:
+            self._word_waits = not self._publish_status(b"online")
+        if now >= self._info_due_s and self._publish_info():
             self._info_due_s = now + INFO_EVERY_S
-            self._publish_info()
         if self._health_waits:
             self._health_waits = not self._publish_health()
         self._take_confirmed()
@@ -90,8 +91,8 @@ class Announcer:
         """The word of a clean stop; the last will says the same after any other."""
         self._publish_status(b"offline")
 
-    def _publish_status(self, word: bytes) -> None:
-        self._broker.publish(f"{self._base}/status", word, qos=1, retain=True, content_type="text/plain")
+    def _publish_status(self, word: bytes) -> bool:
+        return self._publish_retained(f"{self._base}/status", word, qos=1, content_type="text/plain")
 
     def _take_confirmed(self) -> None:
         done = [self._in_flight.pop(token) for token in self._broker.confirmed() if token in self._in_flight]
@@ -137,7 +138,7 @@ class Announcer:
             del self._changed[name]
             self._told[name] = now, scored.phase, bool(alert_id)
 
-    def _publish_info(self) -> None:
+    def _publish_info(self) -> bool:
         engine = self._pipeline.engine
         groups = {
             name: {"fields": group.fields, "devices": len(group.devices), "model": group.model}
@@ -151,7 +152,7 @@ class Announcer:
             "devices": engine.phase_counts(),
             "groups": groups,
         }
-        self._publish_retained(f"{self._base}/info", info_payload(facts))
+        return self._publish_retained(f"{self._base}/info", info_payload(facts))
 
     def _publish_health(self) -> bool:
         facts = {
@@ -163,10 +164,13 @@ class Announcer:
         }
         return self._publish_retained(f"{self._base}/health", msgspec.json.encode(facts))
 
-    def _publish_retained(self, topic: str, payload: bytes) -> bool:
-        """Publish at QoS 0, retained; False when it was not taken and may be tried again."""
+    def _publish_retained(
+        self, topic: str, payload: bytes, *, qos: int = 0, content_type: str = "application/json"
+    ) -> bool:
+        """Publish and let it be retained; False when it was not taken and may be tried again."""
         try:
-            return self._broker.publish(topic, payload, qos=0, retain=True) is not None
+            token = self._broker.publish(topic, payload, qos=qos, retain=True, content_type=content_type)
         except BrokerError as error:
             log.error("%s is not published: %s", topic, error)  # noqa: TRY400 - no bug
             return True  # trying again is of no use
+        return token is not None

@@ -240,6 +240,19 @@ def test_send_says_who_we_are_once_per_connection(pipeline: Pipeline) -> None:
     assert line.sent[-1] == ("gruard/status", b"offline")
 
 
+def test_send_word_and_info_that_found_no_room_are_told_with_the_next_turn(pipeline: Pipeline) -> None:
+    """That we are here is not lost for a connection because the edge could not take it at that moment."""
+    line = Line()
+    announcer = Announcer(line, pipeline, "gruard", lambda: 0.0)  # type: ignore[arg-type]
+    taken, line.publish = line.publish, lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    announcer.send(0.0)
+    line.publish = taken  # type: ignore[method-assign]
+    for now in (0.1, 0.2):
+        announcer.send(now)
+    for topic in ("gruard/status", "gruard/info", "gruard/health"):
+        assert len(line.on(topic)) == 1
+
+
 def test_send_without_connection_does_nothing(pipeline: Pipeline) -> None:
     """While the broker is away everything waits, who we are too, and none of it is tried in vain."""
     line = Line()

@@ -334,8 +334,9 @@ class Connection:
         link.packet_limit_bytes = getattr(granted, "MaximumPacketSize", MAX_PACKET_BYTES)
         link.refused = ()
         link.last_error = None
-        link.connected = True
+        # Open before it is said: whoever sees us connected may publish.
         self._mailbox.open(getattr(granted, "ReceiveMaximum", MAX_IN_FLIGHT))
+        link.connected = True
         self._subscriptions.ask_for_all(self.accepted_s)
 
     def _on_subscribe(

@@ -993,7 +993,7 @@ def test_publisher_sends_and_receives(mosquitto: Mosquitto, topic_prefix: str) -
     assert received == [(f"{topic_prefix}/a", payload) for payload in _numbers(0, 900)] + [
         (f"{topic_prefix}/b", b"last")
     ]
-    assert "Client sensor disconnected." in mosquitto.log()
+    assert wait_until(lambda: "Client sensor disconnected." in mosquitto.log())
     with Subscriber(mosquitto.port, f"{topic_prefix}/b", "%p %r") as late:
         assert late.wait_for(1) == ["last 1"]
 

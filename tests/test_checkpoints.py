@@ -202,6 +202,16 @@ def test_forgotten_deliveries_are_gone(database: Database) -> None:
     assert list(database.deliveries()) == [_delivery(3)]
 
 
+def test_forgotten_deliveries_leave_room_for_as_many_new_ones(database: Database) -> None:
+    """Of the messages of a new session none is dropped because of the old one's."""
+    for first in (0, 40_000):
+        database.note_deliveries([_delivery(number) for number in range(first, first + 30_000)])
+        database.note_deliveries([_delivery(number) for number in range(first + 30_000, first + 40_000)])
+        assert len(list(database.deliveries())) == 40_000
+        database.forget_deliveries()
+        assert list(database.deliveries()) == []
+
+
 @pytest.mark.parametrize("body", [b"", b"\0" * 40, b"four", b"text"])
 def test_damaged_deliveries_are_harmless(database: Database, body: object) -> None:
     """A group that is not what was written is left out and counted; the others and new ones are there."""

@@ -204,10 +204,10 @@ def test_forgotten_deliveries_are_gone(database: Database) -> None:
 
 def test_forgotten_deliveries_leave_room_for_as_many_new_ones(database: Database) -> None:
     """Of the messages of a new session none is dropped because of the old one's."""
-    for first in (0, 40_000):
-        database.note_deliveries([_delivery(number) for number in range(first, first + 30_000)])
-        database.note_deliveries([_delivery(number) for number in range(first + 30_000, first + 40_000)])
-        assert len(list(database.deliveries())) == 40_000
+    for first in (0, 60_000):
+        database.note_deliveries([_delivery(number) for number in range(first, first + 50_000)])
+        database.note_deliveries([_delivery(number) for number in range(first + 50_000, first + 60_000)])
+        assert len(list(database.deliveries())) == 60_000
         database.forget_deliveries()
         assert list(database.deliveries()) == []
 

@@ -33,7 +33,9 @@ def models(arguments: argparse.Namespace) -> int:
         )
     settings = load(arguments.config, os.environ)
     if arguments.action == "list":
-        return print_rows(inspection.models(settings), as_json=arguments.json)
+        return print_rows(
+            inspection.models(settings), as_json=arguments.json, hidden=("activated_at", "parent")
+        )
     return _show(inspection.model(settings, arguments.model), as_json=arguments.json)
 
 
@@ -52,6 +54,6 @@ def _show(facts: dict[str, Any], *, as_json: bool) -> int:
 
 
 def _told(value: object) -> str:
-    return (
-        ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
-    )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -6,14 +6,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-#: Columns that a table on a terminal has no room for.
+#: Columns of devices and alerts that a table on a terminal has no room for.
 JSON_ONLY = ("threshold", "time", "group")
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
-    """Print rows with the same keys; returns the exit status."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], *, as_json: bool, hidden: Collection[str] = JSON_ONLY
+) -> int:
+    """Print rows with the same keys, as a table without the `hidden` ones; returns the exit status."""
     if as_json:
         print(json.dumps(rows, indent=1, allow_nan=False))
         return 0
@@ -21,7 +23,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
     from rich.table import Table  # noqa: PLC0415 - likewise
     from rich.text import Text  # noqa: PLC0415 - likewise
 
-    shown = [name for name in (rows[0] if rows else {"nothing here yet": None}) if name not in JSON_ONLY]
+    shown = [name for name in (rows[0] if rows else {"nothing here yet": None}) if name not in hidden]
     table = Table(*shown, box=None)
     for row in rows:
         # Text is shown as it is: names come from topics, and brackets would be markup.

@@ -14,14 +14,39 @@ from gruard.daemon.edges.database import open_database
 from gruard.daemon.pipeline import Pipeline, TrainingSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from gruard.daemon.edges.database import Database
     from gruard.daemon.edges.trainer import TrainOutcome
     from gruard.daemon.records import Reading
 
 QUICK = TrainingSettings(hidden=8, warmup_readings=200, every_s=3600.0, max_seconds=60.0)
 UNTRAINED = TrainingSettings(every_s=None)
+
+
+def pipeline_over(
+    engine: Engine,
+    database: Database,
+    folder: Path,
+    training: TrainingSettings = UNTRAINED,
+    *,
+    hold: bool = True,
+    most_outbox: int = 1000,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Pipeline:
+    return Pipeline(
+        engine,
+        database,
+        folder,
+        training,
+        base="gruard",
+        wall=lambda: 1_700_000_000.0,
+        monotonic=time.monotonic,
+        always_hold=hold,
+        most_outbox=most_outbox,
+        heartbeat=heartbeat,
+    )
 
 
 @contextmanager
@@ -33,20 +58,11 @@ def opened(
     most_devices: int = 100,
     most_outbox: int = 1000,
 ) -> Iterator[Pipeline]:
-    """A pipeline over a state directory."""
+    """A pipeline over a state directory, recovered."""
     folder.mkdir(exist_ok=True)
     with open_database(folder, now_s=0.0) as database:
-        pipeline = Pipeline(
-            Engine(EngineOptions((SOURCE,), BUDGET, most_devices=most_devices)),
-            database,
-            folder,
-            training,
-            base="gruard",
-            wall=lambda: 1_700_000_000.0,
-            monotonic=time.monotonic,
-            always_hold=hold,
-            most_outbox=most_outbox,
-        )
+        engine = Engine(EngineOptions((SOURCE,), BUDGET, most_devices=most_devices))
+        pipeline = pipeline_over(engine, database, folder, training, hold=hold, most_outbox=most_outbox)
         pipeline.recover()
         try:
             yield pipeline

@@ -512,6 +512,7 @@ def test_silent_broker_is_noticed_and_left(mosquitto: Mosquitto) -> None:
         finally:
             mosquitto.signal(signal.SIGCONT)
         assert wait_until(lambda: broker.status().connected)
+        assert broker._policy.thrown_out == 0, "a dead link is no broker that throws us out"
 
 
 @pytest.mark.broker

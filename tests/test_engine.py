@@ -81,6 +81,7 @@ def test_receive_fault_opens_one_explained_alert_and_resolves() -> None:
     assert opened.model == BASELINE
     assert {a.id for a in alerts} == {opened.id}
     assert 1340 < resolved.time_s < 1400
+    assert resolved.sentence == "", "it is as before, and no new normal"
 
 
 def test_receive_shift_that_stays_ends_as_the_new_normal() -> None:

@@ -42,7 +42,10 @@ def run(tmp_path: Path, *arguments: str) -> int:
 
 
 def test_models_list_newest_first(
-    tmp_path: Path, packages: tuple[ModelPackage, ModelPackage], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    packages: tuple[ModelPackage, ModelPackage],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each model with its state, and why it took charge; as a table or as JSON."""
     first, second = (package.manifest.id for package in packages)
@@ -53,10 +56,12 @@ def test_models_list_newest_first(
         (first, "retired", "first model"),
     ]
     assert all(row["activated_at"].endswith("Z") for row in rows)
+    monkeypatch.setenv("COLUMNS", "200")
     assert run(tmp_path, "list") == 0
     shown = capsys.readouterr().out
     assert second in shown
     assert "retired" in shown
+    assert rows[0]["group"] in shown
 
 
 def test_models_show_one_with_where_it_comes_from(

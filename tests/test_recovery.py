@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support_engine import BUDGET, SOURCE, plant_rows, reading, readings_of
-from support_pipeline import QUICK, UNTRAINED, opened, play, scores
+from support_pipeline import QUICK, UNTRAINED, opened, pipeline_over, play, scores
 
 from gruard.daemon.core.batcher import MOST_READINGS
 from gruard.daemon.core.engine import BASELINE, Engine, EngineOptions, open_state
@@ -23,7 +23,6 @@ from gruard.daemon.records import Reading
 from gruard.daemon.recovery import reading_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from gruard.daemon.edges.database import Database
@@ -161,25 +160,10 @@ def test_recover_counts_what_it_replays_and_is_heard_at_each_batch(tmp_path: Pat
     beats: list[None] = []
     with open_database(tmp_path, now_s=0.0) as database:
         engine = Engine(EngineOptions((SOURCE,), BUDGET))
-        pipeline = pipeline_over(engine, database, tmp_path, lambda: beats.append(None))
+        pipeline = pipeline_over(engine, database, tmp_path, heartbeat=lambda: beats.append(None))
         assert pipeline.recover() == 2 * MOST_READINGS + 1
     assert len(beats) == 3, "no device has readings enough to be enrolled"
     assert engine.devices["pump-0"].count == 3
-
-
-def pipeline_over(
-    engine: Engine, database: Database, folder: Path, heartbeat: Callable[[], None] = lambda: None
-) -> Pipeline:
-    return Pipeline(
-        engine,
-        database,
-        folder,
-        UNTRAINED,
-        base="gruard",
-        wall=lambda: 0.0,
-        monotonic=lambda: 0.0,
-        heartbeat=heartbeat,
-    )
 
 
 class Asked:

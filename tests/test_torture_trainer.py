@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support_engine import BUDGET, SOURCE, plant_rows, readings_of
+from support_pipeline import pipeline_over
 
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import Scored
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from gruard.daemon.edges.database import Database
     from gruard.models.weights import ModelPackage
 
 WARMUP = 200
@@ -45,17 +47,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
         return weights.read(folder / MODELS, live.id)
 
 
-def _pipeline(database: object, folder: Path, training: TrainingSettings) -> Pipeline:
-    return Pipeline(
-        Engine(EngineOptions((SOURCE,), BUDGET)),
-        database,  # type: ignore[arg-type]
-        folder,
-        training,
-        base="gruard",
-        wall=lambda: 1_700_000_000.0,
-        monotonic=time.monotonic,
-        always_hold=True,
-    )
+def _pipeline(database: Database, folder: Path, training: TrainingSettings) -> Pipeline:
+    return pipeline_over(Engine(EngineOptions((SOURCE,), BUDGET)), database, folder, training)
 
 
 @pytest.fixture

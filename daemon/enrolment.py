@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,15 +42,25 @@ def enrol(
         for chunk in chunks(events, ENROL_CHUNK):
             heartbeat()
             histories = {
-                e.device: history_of(database.history(e.device, fields, e.limit, before_lsn)) for e in chunk
+                e.device: history_of(
+                    database.history(e.device, fields, e.limit, before_lsn), e.normal_from_s, e.normal_to_s
+                )
+                for e in chunk
             }
             engine.enrol({name: history for name, history in histories.items() if name in engine.devices})
             due[:] = [event for event in due if event not in chunk]
 
 
-def history_of(stored: StoredHistory) -> History:
-    """A device's stored rows as enrolment wants them."""
-    return History(stored.time_s, stored.values, (stored.flags & IN_ALARM) == 0)
+def history_of(
+    stored: StoredHistory, normal_from_s: float = -math.inf, normal_to_s: float = -math.inf
+) -> History:
+    """A device's stored rows as enrolment and training want them, without those before its newest normal.
+
+    Rows from `normal_from_s` to `normal_to_s` are normal whatever alarm they were in.
+    """
+    since = stored.time_s >= normal_from_s
+    time_s, values, flags = stored.time_s[since], stored.values[since], stored.flags[since]
+    return History(time_s, values, ((flags & IN_ALARM) == 0) | (time_s <= normal_to_s))
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gruard.daemon.edges.database import Database
     from gruard.daemon.edges.trainer import TrainOutcome
     from gruard.daemon.records import Delivery, Reading
+    from gruard.models.drift import Drift
     from gruard.models.weights import ModelPackage
 
 __all__ = ["Pipeline", "TrainingSettings"]
@@ -73,6 +74,7 @@ class Pipeline:
         self._since_prune = 0  # readings since the last step of pruning
         self._waves: deque[list[Reading]] = deque()
         self._due: list[EnrolDue] = []  # devices that must be enrolled before the next wave
+        self._raised: list[Event] = []  # alerts that no reading raised, for the next call of `advance`
         self._newest: list[Scored] = []  # of the last wave, until it is known whether they make a round due
 
     # -- the way of a reading ------------------------------------------------------------------
@@ -108,11 +110,12 @@ class Pipeline:
     def advance(self) -> list[Event]:
         """Score the next wave, unless the pipeline holds; what came of it is pending.
 
-        The caller counts the events and then calls `settle`.
+        The caller counts the events, those that came up between two waves first, and then calls `settle`.
         """
         self.settle()
+        raised, self._raised = self._raised, []
         if not self._waves or self.rounds.must_wait():
-            return []
+            return raised
         events = self.engine.receive(self._waves.popleft())
         failpoints.reach("score.after")
         for event in events:
@@ -129,7 +132,7 @@ class Pipeline:
                 case _:
                     pass
         self._since_prune += len(self._newest)
-        return events
+        return raised + events
 
     def settle(self) -> None:
         """Enrol the devices that have become due, then begin a training round if one is."""
@@ -202,6 +205,13 @@ class Pipeline:
         failpoints.reach("checkpoint.after")
 
     # -- alerts --------------------------------------------------------------------------------
+
+    def watched(self, devices: Iterable[str], drifts: Iterable[Drift]) -> None:
+        """Take what a comparison of devices with their first days has shown."""
+        for event in self.engine.watched(devices, {drift.device: drift for drift in drifts}):
+            self._raised.append(event)
+            if isinstance(event, Alert):
+                self._decide(event)
 
     def _decide(self, alert: Alert) -> None:
         """Keep an alert decision; published is what neither a storm nor a full outbox forbids."""

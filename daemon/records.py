@@ -111,4 +111,7 @@ class Reading:
 
 
 AlertState = Literal["opened", "updated", "resolved"]
+#: What an alert is about: a device that behaves unusually, one that went on to until that was its normal, and
+#: one that has slowly left what it showed in its first days.
+AlertKind = Literal["anomaly", "new_normal", "drift"]
 Severity = Literal["info", "warning", "critical"]

@@ -11,6 +11,8 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gruard.daemon.core.batcher import MOST_READINGS, waves
 from gruard.daemon.core.engine import BASELINE, DeviceRow
 from gruard.daemon.core.events import EnrolDue, Event
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from gruard.daemon.edges.rows import StoredReading
     from gruard.daemon.rounds import Rounds
 
+#: Open alerts looked through: more than there are devices.
+MOST_OPEN = 10_000_000
+
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +47,18 @@ def recover(engine: Engine, database: Database, rounds: Rounds, heartbeat: Calla
     for asked in due:
         enrol(engine, database, [asked], heartbeat, saved[asked.device].lsn + 1)
     replayed = _replay(engine, database, {name: row.lsn for name, row in saved.items()}, heartbeat)
+    engine.drifting(_open_drifts(database))
     failpoints.reach("recover.after")
     return replayed
+
+
+def _open_drifts(database: Database) -> dict[str, tuple[str, float]]:
+    """Open alerts of slow drift, which no reading raised: device -> id and since when."""
+    return {
+        row.device: (row.id, row.opened_s)
+        for row in database.alerts(MOST_OPEN, open_only=True)
+        if msgspec.json.decode(row.payload).get("kind") == "drift"
+    }
 
 
 def _replay(engine: Engine, database: Database, lsns: dict[str, int], heartbeat: Callable[[], None]) -> int:

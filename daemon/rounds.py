@@ -8,6 +8,7 @@ the same readings gives the same alerts. At real-time rates it never waits.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class TrainingSettings:
     max_devices: int = 256
     seed: int = 0
     nice: int = 19
+    first_days_s: float | None = 7 * 86_400.0  # None: slow drift is not watched
 
 
 class Rounds:
@@ -76,6 +78,7 @@ class Rounds:
         self._pipeline = pipeline
         self.trainer = Trainer(directory)
         self.models: dict[str, ModelNote] = {}  # group -> the live model
+        self._anchors: dict[str, str] = {}  # group -> id of its first model
         self._directory, self._models = directory, directory / MODELS
         self._settings, self._always_hold = training, always_hold
         self._wall, self._monotonic = wall, monotonic
@@ -140,6 +143,7 @@ class Rounds:
             # Readings of one moment arrive in any order: only moments that are complete teach.
             before_s=newest.time_s,
             parent=None if live is None else live.id,
+            anchor=self._anchors.get(group.name),
             cell=s.cell,
             hidden=s.hidden,
             layers=s.layers,
@@ -149,6 +153,8 @@ class Rounds:
             max_seconds=s.max_seconds,
             nice=s.nice,
             now_s=self._wall(),
+            first_days_s=s.first_days_s,
+            new_normals=self._new_normals(group),
         )
         now = self._monotonic()
         try:
@@ -169,6 +175,11 @@ class Rounds:
         stride = -(-len(names) // self._settings.max_devices)
         return tuple(names[::stride])
 
+    def _new_normals(self, group: Group) -> dict[str, tuple[float, float]]:
+        known = self._pipeline.engine.devices
+        spans = {name: (known[name].normal_from_s, known[name].normal_to_s) for name in group.devices}
+        return {name: span for name, span in spans.items() if math.isfinite(span[0])}
+
     def _is_faster_than_real(self, group: str, newest: Reading) -> bool:
         event_s, arrival_s = self._begun[group]
         return newest.time_s - event_s > FASTER_THAN_REAL * max(newest.received_s - arrival_s, 0.1)
@@ -185,6 +196,9 @@ class Rounds:
             return None
         outcome = self._promoted(self._outcome) if self._outcome.result == "promoted" else self._outcome
         self._outcome = None
+        if outcome.watched and outcome.group in self._pipeline.engine.groups:
+            watched = self._teachers(self._pipeline.engine.groups[outcome.group])
+            self._pipeline.watched(watched, outcome.drifts)
         self._schedule.ended(
             outcome.group,
             promoted=outcome.result == "promoted",
@@ -229,6 +243,7 @@ class Rounds:
         due = pipeline.engine.adopt(group.name, package)
         enrol(pipeline.engine, pipeline.database, due, pipeline.heartbeat)
         self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
+        self._anchors.setdefault(group.name, manifest.id)
         row = ModelRow(
             manifest.id,
             group.name,
@@ -254,6 +269,7 @@ class Rounds:
         """Put the models in charge that the registry calls live, before any device is restored."""
         for leftover in self._models.glob("*.tmp"):
             leftover.unlink(missing_ok=True)  # of a training round that was killed while it wrote
+        self._anchors = self._pipeline.database.anchors()
         for row in rows:
             try:
                 package = weights.read(self._models, row.id)

@@ -202,7 +202,8 @@ class Service:
         events = pipeline.advance()
         if events:
             readings = sum(isinstance(event, Scored | Refused) for event in events)
-            self._metrics.observe_batch(readings, time.perf_counter() - began)
+            if readings:
+                self._metrics.observe_batch(readings, time.perf_counter() - began)
             self._count(events)
             pipeline.settle()
         if self._must_commit(now):
@@ -307,6 +308,8 @@ class Service:
     def _tell_alert(self, alert: Alert) -> None:
         if alert.state == "opened":
             self._metrics.alert_opened(alert.severity)
+        if alert.kind == "new_normal":
+            self._metrics.new_normal()
         log.warning(
             "alert %s %s (%s): %s score %.2f",
             alert.id,

@@ -217,11 +217,18 @@ class Train(Table):
     """Seed of every random choice (number)."""
     nice: int = Field(default=19, ge=0, le=19)
     """Niceness of the training process (19 yields to all)."""
+    first_days: Annotated[str, _duration(60, off=True)] = "7d"
+    """Duration of a device's first days, which slow drift is measured against; "off" does not watch."""
 
     @property
     def every_s(self) -> float | None:
         """Seconds between rounds; None when training is off."""
         return None if self.every == "off" else parse_duration(self.every)
+
+    @property
+    def first_days_s(self) -> float | None:
+        """Seconds that slow drift is measured against; None when it is not watched."""
+        return None if self.first_days == "off" else parse_duration(self.first_days)
 
     @property
     def max_duration_s(self) -> float:

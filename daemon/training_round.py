@@ -6,6 +6,7 @@ directory; prints a TrainOutcome as its last line. Whatever happens here cannot 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -16,25 +17,31 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from gruard.daemon.core.flags import IN_ALARM
+from gruard.daemon import anchor
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
+from gruard.daemon.enrolment import history_of
 from gruard.models import memory, weights
 from gruard.models.arena import fresh
-from gruard.models.enrolment import replay
+from gruard.models.enrolment import fitted_devices, replay
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import FIT_SHARE, History, align, blank, mean_error, normal_rows
 from gruard.models.training.candidate import TrainingOptions, train
 from gruard.models.training.cleaning import abnormal_rows
 from gruard.models.training.fit import FitConfig
+from gruard.models.training.trial import Model, Trial
 
 if TYPE_CHECKING:
+    from gruard.models.drift import Drift
     from gruard.models.training.candidate import Candidate
+    from gruard.models.training.trial import Verdict
     from gruard.models.weights import ModelPackage
 
 #: A candidate may forecast held-back rows worse than the live model by this factor: ties go to fresh data.
 MAY_LOSE = 1.02
+#: Devices that are told of for slow drift at most.
+MOST_DRIFTS = 500
 
 
 def main() -> int:
@@ -52,7 +59,7 @@ def main() -> int:
 def run_round(request: TrainRequest) -> TrainOutcome:
     """Train a candidate, judge it against the live model, and write it when it is good enough."""
     histories = _histories(request)
-    clean, left_out = _cleaned(histories, request.seed)
+    clean = _cleaned(histories, request.seed)
     net = FitConfig(
         cell=request.cell,
         hidden=request.hidden,
@@ -67,14 +74,31 @@ def run_round(request: TrainRequest) -> TrainOutcome:
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
     folder = Path(request.directory) / MODELS
-    if request.parent is not None:
-        verdict = _compare(clean, candidate, folder, request.parent)
-        if verdict:
-            return TrainOutcome(request.group, "rejected", verdict)
-    package = _seal(request, candidate, histories)
+    outcome = _tried(request, candidate, histories, clean, folder)
+    watched = _watched(request, clean, folder)
+    if watched is None:
+        return outcome
+    return msgspec.structs.replace(outcome, watched=True, drifts=tuple(watched[:MOST_DRIFTS]))
+
+
+def _tried(
+    request: TrainRequest,
+    candidate: Candidate,
+    histories: dict[str, History],
+    clean: dict[str, History],
+    folder: Path,
+) -> TrainOutcome:
+    """Put the candidate on trial, and write it when it may take charge."""
+    taught = {name: clean[name] for name in candidate.devices}
+    refusal, verdict = _judged(request, taught, candidate, folder)
+    if refusal:
+        return TrainOutcome(request.group, "rejected", refusal)
+    package = _seal(request, candidate, histories, verdict)
     folder.mkdir(mode=0o700, exist_ok=True)
     weights.write(folder, package)
     reason = f"skill {candidate.skill:.3f} against the baseline on {len(candidate.devices)} devices"
+    reason += f"; {verdict.told}"
+    left_out = sum(int((h.normal & ~clean[name].normal).sum()) for name, h in histories.items())
     if left_out:
         reason += f"; {left_out} readings left out as abnormal in hindsight"
     return TrainOutcome(request.group, "promoted", reason, package.manifest.id)
@@ -86,34 +110,74 @@ def _histories(request: TrainRequest) -> dict[str, History]:
     with open_readonly(Path(request.directory)) as reader:
         for device in request.devices:
             rows = reader.history(device, request.fields, request.max_rows)
-            early = rows.time_s < before_s
-            if early.any():
-                normal = (rows.flags[early] & IN_ALARM) == 0
-                histories[device] = History(rows.time_s[early], rows.values[early], normal)
+            if (rows.time_s < before_s).any():
+                history = history_of(rows, *request.new_normals.get(device, (-math.inf, -math.inf)))
+                early = history.time_s < before_s
+                histories[device] = History(
+                    history.time_s[early], history.values[early], history.normal[early]
+                )
     return histories
 
 
-def _cleaned(histories: dict[str, History], seed: int) -> tuple[dict[str, History], int]:
-    """The histories with rows marked that were abnormal in hindsight, and how many these are."""
+def _cleaned(histories: dict[str, History], seed: int) -> dict[str, History]:
+    """The histories with rows marked that were abnormal in hindsight."""
     try:
         flags = abnormal_rows(histories, seed)
     except ModelError:
-        return histories, 0  # too little to judge by
-    clean = {name: replace(h, normal=h.normal & ~flags[name]) for name, h in histories.items()}
-    return clean, sum(int((h.normal & flags[name]).sum()) for name, h in histories.items())
+        return histories  # too little to judge by
+    return {name: replace(h, normal=h.normal & ~flags[name]) for name, h in histories.items()}
 
 
-def _compare(histories: dict[str, History], candidate: Candidate, folder: Path, parent: str) -> str:
-    """Why the candidate must not replace the live model; empty when it may."""
-    try:
-        package = weights.read(folder, parent)
-        live = Forecaster(weights.check_network(package), package.tensors)
-    except ModelError:
-        return ""  # a live model that cannot be read any more is no reason to keep it
-    error = _held_back_error([histories[name] for name in candidate.devices], live)
+def _watched(request: TrainRequest, histories: dict[str, History], folder: Path) -> list[Drift] | None:
+    """Devices that have left their first days, the farthest first; None where nobody can tell."""
+    package = _package(folder, request.anchor)
+    if package is None or request.first_days_s is None:
+        return None
+    begun = {name: span[0] for name, span in request.new_normals.items()}
+    found = anchor.watch(folder, request.group, package, histories, request.first_days_s, begun)
+    return sorted(found, key=lambda drift: -drift.excess)
+
+
+def _judged(
+    request: TrainRequest, histories: dict[str, History], candidate: Candidate, folder: Path
+) -> tuple[str, Verdict]:
+    """Why the candidate must not take charge, empty when it may; and how its trial ended."""
+    new = Model(
+        Forecaster(candidate.config, candidate.tensors), fitted_devices(candidate.devices, candidate.tensors)
+    )
+    trial = Trial(histories, request.budget, request.seed)
+    package = _package(folder, request.parent)
+    if package is None:  # the group's first model, or one that cannot be read: no reason to keep that
+        verdict = trial.judge(new, None)
+        return verdict.refusal, verdict
+    live = Model(
+        Forecaster(weights.check_network(package), package.tensors),
+        fitted_devices(package.manifest.devices, package.tensors),
+    )
+    error = _held_back_error(list(histories.values()), live.forecaster)
+    verdict = trial.judge(new, live, _first_recall(_package(folder, request.anchor)))
     if candidate.held_back_error > MAY_LOSE * error:
-        return f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
-    return ""
+        worse = f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
+        return worse, verdict
+    return verdict.refusal, verdict
+
+
+def _package(folder: Path, model: str | None) -> ModelPackage | None:
+    """A model's package; None where there is none that can be used."""
+    try:
+        package = None if model is None else weights.read(folder, model)
+        if package is not None:
+            weights.check_network(package)
+            fitted_devices(package.manifest.devices, package.tensors)
+    except ModelError:
+        return None
+    return package
+
+
+def _first_recall(anchor: ModelPackage | None) -> float | None:
+    """What the group's first model found in its own trial."""
+    recall = None if anchor is None else anchor.manifest.report.get("recall")
+    return recall if isinstance(recall, float) else None
 
 
 def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
@@ -124,7 +188,12 @@ def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
     return mean_error(residual[held], seen[held])
 
 
-def _seal(request: TrainRequest, candidate: Candidate, histories: dict[str, History]) -> ModelPackage:
+def _seal(
+    request: TrainRequest, candidate: Candidate, histories: dict[str, History], verdict: Verdict
+) -> ModelPackage:
+    trial: dict[str, float | int | str] = {}
+    if verdict.faults:
+        trial = {"recall": verdict.recall, "faults": verdict.faults}
     used = [histories[name] for name in candidate.devices]
     return weights.seal(
         group=request.group,
@@ -140,7 +209,7 @@ def _seal(request: TrainRequest, candidate: Candidate, histories: dict[str, Hist
         rows=candidate.rows,
         devices=candidate.devices,
         skill=candidate.skill,
-        report=candidate.report,
+        report=candidate.report | trial,
         tensors=candidate.tensors,
     )
 

@@ -30,6 +30,7 @@ def training_settings(settings: Settings) -> TrainingSettings:
         max_devices=train.max_devices,
         seed=train.seed,
         nice=train.nice,
+        first_days_s=train.first_days_s,
     )
 
 

@@ -70,8 +70,8 @@ LAYERS: Mapping[str, Layer] = {
     "logs": Layer(modules=("gruard.daemon.logs",), ours=("records",), clocks=True),
     # The trainer's process: the one place where the daemon's side and torch meet. Nobody imports it.
     "round": Layer(
-        modules=("gruard.daemon.training_round",),
-        ours=(*_INNER, "training", "edges"),
+        modules=("gruard.daemon.training_round", "gruard.daemon.anchor"),
+        ours=(*_INNER, "training", "edges", "joints", "round"),
         packages=("numpy", "msgspec"),
         clocks=True,
     ),

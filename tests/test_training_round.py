@@ -50,6 +50,7 @@ def test_run_round_rows_abnormal_in_hindsight_do_not_teach(
         max_rows=5000,
         before_s=None,
         parent=None,
+        anchor=None,
         cell="gru",
         hidden=8,
         layers=1,

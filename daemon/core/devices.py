@@ -75,6 +75,12 @@ class Device(msgspec.Struct):
     foreign_s: float = float("-inf")  # arrival of the newest of them
     strangers: tuple[str, ...] = ()
     track: Track = msgspec.field(default_factory=Track)
+    drift_id: str = ""  # of the open alert of slow drift; empty: none
+    drift_since_s: float = 0.0
+    # Event times of the newest alarm that lasted until it was taken for normal: its readings are normal, and
+    # what was before them is the device's normal no more.
+    normal_from_s: float = float("-inf")
+    normal_to_s: float = float("-inf")
 
     @property
     def settled(self) -> bool:

@@ -42,8 +42,10 @@ from gruard.models.weights import check_network
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from gruard.daemon.records import Reading, SourceOptions
+    from gruard.daemon.records import AlertKind, AlertState, Reading, SourceOptions
     from gruard.models.calibration import Budget
+    from gruard.models.drift import Drift
+    from gruard.models.enrolment import Fitted
     from gruard.models.history import History
     from gruard.models.weights import ModelPackage
 
@@ -222,6 +224,10 @@ class Engine:
         if state is None:
             return
         model = BASELINE if learning else group.model
+        if state == "resolved" and scores.lasted[n]:
+            # From here on it is the device's normal: it is fitted anew on the readings of the alarm.
+            device.normal_from_s, device.normal_to_s = device.track.opened_s, device.last_s
+            events.append(self._ask(device))
         events.append(
             telling.alert_of(
                 device,
@@ -265,9 +271,14 @@ class Engine:
         for group_id, names in by_group.items():
             group = self.groups[group_id]
             slots = np.array([group.devices[name] for name in names])
-            fitted = [group.fitted.get(name) for name in names]
+            fitted = [self._fitted(group, self.devices[name]) for name in names]
             group.scorer.enrol(slots, [histories[name] for name in names], fitted)
             self._mark(names)
+
+    @staticmethod
+    def _fitted(group: Group, device: Device) -> Fitted | None:
+        """What the trainer fixed for a device, unless the device has a new normal since."""
+        return group.fitted.get(device.name) if group.trained_to_s > device.normal_to_s else None
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:
         """Put new weights in charge of a group. Every device with enough readings becomes due.
@@ -284,6 +295,7 @@ class Engine:
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id)
         group.model, group.fitted = package.manifest.id, fitted
+        group.trained_to_s = package.manifest.span_end_s
         self._mark(group.devices)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
@@ -311,7 +323,10 @@ class Engine:
         return counts
 
     def _ask(self, device: Device, limit: int = ENROL_ROWS) -> EnrolDue:
-        return EnrolDue(device.name, device.source, device.fields, min(limit, device.count))
+        rows = min(limit, device.count)
+        return EnrolDue(
+            device.name, device.source, device.fields, rows, device.normal_from_s, device.normal_to_s
+        )
 
     def _move(self, device: Device, fields: tuple[str, ...], events: list[Event]) -> None:
         """Put a device into the group of its new field set; it is enrolled there on its history."""
@@ -341,6 +356,31 @@ class Engine:
         if not group.devices and group.model == BASELINE:
             del self.groups[group.name]  # invented field sets must not pile up
 
+    # -- slow drift ----------------------------------------------------------------------------
+
+    def watched(self, names: Iterable[str], drifts: Mapping[str, Drift]) -> list[Event]:
+        """What a comparison of devices with their first days has shown: device -> its drift, if any."""
+        events: list[Event] = []
+        for device in (self.devices[name] for name in names if name in self.devices):
+            drift, group = drifts.get(device.name), self._group_of[device.name]
+            state: AlertState = "updated"
+            alert_id = device.drift_id
+            if drift is None:
+                device.drift_id, state = "", "resolved"
+            elif not alert_id:
+                state, device.drift_since_s = "opened", device.last_s
+                told = f"{device.name}\0drift"
+                alert_id = alerts.alert_id(self.options.instance, told, device.last_s, device.count)
+                device.drift_id = alert_id
+            if alert_id:
+                events.append(telling.drift_alert(device, group, drift, alert_id=alert_id, state=state))
+        return events
+
+    def drifting(self, open_drifts: Mapping[str, tuple[str, float]]) -> None:
+        """Which devices have an open alert of drift: device -> its id and since when (event time)."""
+        for device in self.devices.values():
+            device.drift_id, device.drift_since_s = open_drifts.get(device.name, ("", 0.0))
+
     # -- the cap on devices --------------------------------------------------------------------
 
     def remove(self, name: str, reason: str, now_s: float) -> list[Event]:
@@ -348,8 +388,16 @@ class Engine:
         device = self.devices.pop(name)
         events: list[Event] = []
         group = self._group_of[name]
-        if device.track.id:
-            events.append(telling.last_word(device, group, max(now_s, device.last_s)))
+        open_alerts: tuple[tuple[str, float, AlertKind], ...] = (
+            (device.track.id, device.track.opened_s, "anomaly"),
+            (device.drift_id, device.drift_since_s, "drift"),
+        )
+        time_s = max(now_s, device.last_s)
+        events += [
+            telling.last_word(device, group, time_s, alert_id=alert_id, since_s=since_s, kind=kind)
+            for alert_id, since_s, kind in open_alerts
+            if alert_id
+        ]
         self._leave_group(device)
         return [*events, Removed(name, device.source, reason)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gruard.daemon.records import AlertState, Reading, Severity
+    from gruard.daemon.records import AlertKind, AlertState, Reading, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Alert:
     deviation: Mapping[str, float | None]
     contributions: tuple[tuple[str, float], ...]  # (field, share), largest first, shares sum to 1
     model: str  # id of the model in charge, or "baseline"
+    kind: AlertKind = "anomaly"
     late_s: float | None = None  # of a backlog: seconds from event to arrival; 0 = cannot be known
     sentence: str = ""  # what to tell where the usual sentence does not fit
 
@@ -68,6 +70,8 @@ class EnrolDue:
     source: str
     fields: tuple[str, ...]
     limit: int  # newest readings wanted
+    normal_from_s: float = -math.inf  # readings between these event times are normal whatever their flags
+    normal_to_s: float = -math.inf  # say, and readings before them are none of the device's normal
 
 
 @dataclass(frozen=True, slots=True)

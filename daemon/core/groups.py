@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class Group:
     fields: tuple[str, ...]
     scorer: GroupScorer
     model: str = BASELINE
+    trained_to_s: float = -math.inf  # newest event time that the model was trained on
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)  # device -> slot
 

@@ -65,6 +65,8 @@ def alert_payload(alert: Alert, model: ModelNote, instance: str) -> bytes:
         "message": sentence(alert),
         "instance": instance,
     }
+    if alert.kind != "anomaly":
+        body["kind"] = alert.kind
     return msgspec.json.encode(body)
 
 

@@ -185,6 +185,14 @@ class Metrics:
         """Show how many alerts are open now."""
         self._alerts_active.set(n)
 
+    def new_normal(self) -> None:
+        """Count one alarm that lasted until it was taken for the device's normal."""
+        self._new_normals.inc()
+
+    def set_drifting(self, n: int) -> None:
+        """Show how many devices have slowly left what they showed in their first days."""
+        self._drifting.set(n)
+
     # -- broker and readiness ------------------------------------------------------------------------
 
     def set_mqtt_connected(self, connected: bool) -> None:  # noqa: FBT001 -- the gauge is this one bit
@@ -329,6 +337,12 @@ class Metrics:
         )
         self._removed = self._counter("devices_removed_total", "Devices that made room for others.")
         self._alerts_active = self._gauge("alerts_active", "Alerts that are open now.")
+        self._new_normals = self._counter(
+            "new_normals_total", "Alarms that lasted until they were taken for a device's new normal."
+        )
+        self._drifting = self._gauge(
+            "devices_drifting", "Devices that have slowly left what they showed in their first days."
+        )
 
     def _make_edge_metrics(self) -> None:
         self._connected = self._gauge("mqtt_connected", "1 while the broker connection stands.")

@@ -117,6 +117,11 @@ class Tables:
         """The registry, oldest first."""
         return [ModelRow(*row) for row in self._sealed("models", "ORDER BY created_s, rowid")]
 
+    def anchors(self) -> dict[str, str]:
+        """The first model that was in charge of each group: group -> id."""
+        used = [row for row in self.models() if row.activated_s is not None]
+        return {row.group: row.id for row in reversed(used)}
+
     def live_models(self) -> list[ModelRow]:
         """The live model of each group."""
         return [row for row in self.models() if row.status == "live"]

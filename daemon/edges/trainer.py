@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gruard.models.calibration import Budget  # noqa: TC001 -- msgspec reads the annotation
+from gruard.models.drift import Drift  # noqa: TC001 -- likewise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 COMMAND = (sys.executable, "-m", "gruard.daemon.training_round")
 #: The largest file that a round may write, its log included: weights are a few megabytes.
 LARGEST_FILE_BYTES = 300_000_000
-#: An outcome takes some hundred bytes.
-LONGEST_LINE_BYTES = 65_536
+#: An outcome takes some hundred bytes, and as many for each device that drifts.
+LONGEST_LINE_BYTES = 262_144
 LOG_NAME = "training.log"
 #: Where weights lie below the state directory.
 MODELS = "models"
@@ -46,6 +47,7 @@ class TrainRequest(msgspec.Struct, frozen=True):
     max_rows: int  # newest rows of each device
     before_s: float | None  # only readings before this event time
     parent: str | None  # id of the live model, which a candidate has to equal
+    anchor: str | None  # id of the group's first model: what many rounds together must not lose
     cell: str
     hidden: int
     layers: int
@@ -55,6 +57,9 @@ class TrainRequest(msgspec.Struct, frozen=True):
     max_seconds: float
     nice: int
     now_s: float
+    first_days_s: float | None = None  # how long a device's first days last; None: no watch over slow drift
+    #: Newest alarm of a device that was taken for normal: device -> event times of its beginning and end.
+    new_normals: dict[str, tuple[float, float]] = {}
 
 
 class TrainOutcome(msgspec.Struct, frozen=True):
@@ -65,6 +70,8 @@ class TrainOutcome(msgspec.Struct, frozen=True):
     reason: str
     model: str | None = None
     seconds: float = 0.0
+    watched: bool = False  # the devices were compared with their first days:
+    drifts: tuple[Drift, ...] = ()  # those that have left them, a field each
 
 
 class Trainer:

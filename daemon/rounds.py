@@ -78,7 +78,6 @@ class Rounds:
         self._pipeline = pipeline
         self.trainer = Trainer(directory)
         self.models: dict[str, ModelNote] = {}  # group -> the live model
-        self._anchors: dict[str, str] = {}  # group -> id of its first model
         self._directory, self._models = directory, directory / MODELS
         self._settings, self._always_hold = training, always_hold
         self._wall, self._monotonic = wall, monotonic
@@ -143,7 +142,7 @@ class Rounds:
             # Readings of one moment arrive in any order: only moments that are complete teach.
             before_s=newest.time_s,
             parent=None if live is None else live.id,
-            anchor=self._anchors.get(group.name),
+            anchor=self._pipeline.database.anchors().get(group.name),
             cell=s.cell,
             hidden=s.hidden,
             layers=s.layers,
@@ -243,7 +242,6 @@ class Rounds:
         due = pipeline.engine.adopt(group.name, package)
         enrol(pipeline.engine, pipeline.database, due, pipeline.heartbeat)
         self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
-        self._anchors.setdefault(group.name, manifest.id)
         row = ModelRow(
             manifest.id,
             group.name,
@@ -269,7 +267,6 @@ class Rounds:
         """Put the models in charge that the registry calls live, before any device is restored."""
         for leftover in self._models.glob("*.tmp"):
             leftover.unlink(missing_ok=True)  # of a training round that was killed while it wrote
-        self._anchors = self._pipeline.database.anchors()
         for row in rows:
             try:
                 package = weights.read(self._models, row.id)

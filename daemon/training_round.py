@@ -143,23 +143,30 @@ def _judged(
 ) -> tuple[str, Verdict]:
     """Why the candidate must not take charge, empty when it may; and how its trial ended."""
     new = Model(
-        Forecaster(candidate.config, candidate.tensors), fitted_devices(candidate.devices, candidate.tensors)
+        Forecaster(candidate.config, candidate.tensors),
+        fitted_devices(candidate.devices, candidate.tensors),
+        candidate.rows,
     )
-    trial = Trial(histories, request.budget, request.seed)
-    package = _package(folder, request.parent)
-    if package is None:  # the group's first model, or one that cannot be read: no reason to keep that
-        verdict = trial.judge(new, None)
+    live, anchored = (_model(_package(folder, model)) for model in (request.parent, request.anchor))
+    if request.anchor == request.parent:
+        anchored = None
+    verdict = Trial(histories, request.budget, request.seed).judge(new, live, anchored)
+    if live is None:  # the group's first model, or one that cannot be read: no reason to keep that
         return verdict.refusal, verdict
-    live = Model(
-        Forecaster(weights.check_network(package), package.tensors),
-        fitted_devices(package.manifest.devices, package.tensors),
-    )
     error = _held_back_error(list(histories.values()), live.forecaster)
-    verdict = trial.judge(new, live, _first_recall(_package(folder, request.anchor)))
     if candidate.held_back_error > MAY_LOSE * error:
         worse = f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
         return worse, verdict
     return verdict.refusal, verdict
+
+
+def _model(package: ModelPackage | None) -> Model | None:
+    """A package as a trial takes it."""
+    if package is None:
+        return None
+    manifest, tensors = package.manifest, package.tensors
+    forecaster = Forecaster(weights.check_network(package), tensors)
+    return Model(forecaster, fitted_devices(manifest.devices, tensors), manifest.rows)
 
 
 def _package(folder: Path, model: str | None) -> ModelPackage | None:
@@ -172,12 +179,6 @@ def _package(folder: Path, model: str | None) -> ModelPackage | None:
     except ModelError:
         return None
     return package
-
-
-def _first_recall(anchor: ModelPackage | None) -> float | None:
-    """What the group's first model found in its own trial."""
-    recall = None if anchor is None else anchor.manifest.report.get("recall")
-    return recall if isinstance(recall, float) else None
 
 
 def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:

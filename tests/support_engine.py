@@ -59,10 +59,15 @@ class Bench:
         for event in events:
             if isinstance(event, Scored):
                 self.rows.setdefault(event.reading.device, []).append(event)
-        self.engine.enrol(
-            {e.device: self.history(e.device, e.fields, e.limit) for e in events if isinstance(e, EnrolDue)}
-        )
+        self.engine.enrol({e.device: self._due_history(e) for e in events if isinstance(e, EnrolDue)})
         return events
+
+    def _due_history(self, due: EnrolDue) -> History:
+        """As `gruard.daemon.enrolment.history_of` would have it."""
+        history = self.history(due.device, due.fields, due.limit)
+        since = history.time_s >= due.normal_from_s
+        normal = history.normal | (history.time_s <= due.normal_to_s)
+        return History(history.time_s[since], history.values[since], normal[since])
 
     def history(self, device: str, fields: Sequence[str], limit: int) -> History:
         rows = self.rows.get(device, [])[-limit:]

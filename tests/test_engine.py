@@ -7,6 +7,7 @@ import math
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,11 +15,20 @@ from hypothesis import strategies as st
 from support_engine import BUDGET, SOURCE, Bench, plant_rows, reading, readings_of
 from support_models import sealed_model
 
-from gruard.daemon.core.engine import BASELINE, DeviceRow, Engine, EngineOptions, group_name, open_state
+from gruard.daemon.core.engine import (
+    BASELINE,
+    ENROL_ROWS,
+    DeviceRow,
+    Engine,
+    EngineOptions,
+    group_name,
+    open_state,
+)
 from gruard.daemon.core.events import Alert, EnrolDue, Noted, Refused, Scored
-from gruard.daemon.core.payloads import sentence
+from gruard.daemon.core.payloads import ModelNote, alert_payload, sentence
 from gruard.daemon.records import Reading, SourceOptions
 from gruard.models.alarm import LONGEST
+from gruard.models.drift import Drift
 from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -95,7 +105,57 @@ def test_receive_shift_that_stays_ends_as_the_new_normal() -> None:
         "a has been unusual for 16 min 39 s: from now on that is its new normal."
     }
     assert ended.sentence
+    assert ended.kind == "new_normal"
+    assert {a.kind for a in alerts[:-1]} == {"anomaly"}
     assert ended.time_s - ended.opened_s == LONGEST - 1
+
+
+def test_receive_new_normal_is_fitted_at_once_on_what_it_showed() -> None:
+    """A flat line on a new level is scored like the old one from the next reading on, and still guarded."""
+    rows = plant_rows(2600)
+    rows[1100:] += 30.0
+    rows[2450:2500] += 12.0
+    bench = Bench()
+    events = bench.feed(readings_of("a", rows))
+    ended = next(e for e in events if isinstance(e, Alert) and e.kind == "new_normal")
+    device = bench.engine.devices["a"]
+    assert (device.normal_from_s, device.normal_to_s) == (ended.opened_s, ended.time_s)
+    asked = [e for e in events if isinstance(e, EnrolDue) and e.normal_to_s == ended.time_s]
+    assert asked[0].limit == ENROL_ROWS
+    later = [e for e in events if isinstance(e, Scored) and 1.0 < e.reading.time_s - ended.time_s < 200]
+    assert np.median([e.score for e in later]) < 0.2
+    found = [e for e in events if isinstance(e, Alert) and e.state == "opened" and e.time_s > ended.time_s]
+    assert [3450 <= a.time_s < 3500 for a in found] == [True]
+
+
+def test_watched_drift_is_one_alert_until_the_device_is_back() -> None:
+    """Opened, updated by every comparison that still finds it, resolved by the first that does not."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(60)))
+    drift = Drift("a", "f1", "level", 31.0, 18.0, 22.0, 2.0)
+    told = [bench.engine.watched(["a", "gone"], found) for found in ({"a": drift}, {"a": drift}, {}, {})]
+    assert [[e.state for e in events if isinstance(e, Alert)] for events in told] == [
+        ["opened"], ["updated"], ["resolved"], [],
+    ]  # fmt: skip
+    (opened,), (updated,), (resolved,), _ = told
+    assert isinstance(opened, Alert)
+    assert isinstance(resolved, Alert)
+    assert {opened.kind, resolved.kind} == {"drift"}
+    assert opened.id == updated.id == resolved.id  # type: ignore[union-attr]
+    assert (opened.severity, opened.value["f1"], opened.expected["f1"]) == ("warning", 31.0, 22.0)
+    assert opened.contributions[0] == ("f1", 1.0)
+    assert sentence(opened) == ("a has drifted: f1 is about 31, and lay between 18 and 22 in its first days.")
+    assert sentence(resolved) == "a is back at what it showed in its first days, after 0 s."
+    assert msgspec.json.decode(alert_payload(opened, ModelNote("m"), "gw"))["kind"] == "drift"
+
+
+def test_remove_ends_an_alert_of_drift_too() -> None:
+    """A device that is watched no more leaves no alert open, of whatever kind."""
+    bench = Bench()
+    bench.feed(readings_of("a", plant_rows(60)))
+    bench.engine.watched(["a"], {"a": Drift("a", "f1", "spread", 3.0, 0.0, 1.0, 2.0)})
+    ended = [e for e in bench.engine.remove("a", "idle", 5000.0) if isinstance(e, Alert)]
+    assert [(a.kind, a.state, a.id != "") for a in ended] == [("drift", "resolved", True)]
 
 
 def test_receive_healthy_devices_raise_no_alert() -> None:

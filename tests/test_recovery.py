@@ -21,6 +21,7 @@ from gruard.daemon.edges.trainer import MODELS
 from gruard.daemon.pipeline import Pipeline
 from gruard.daemon.records import Reading
 from gruard.daemon.recovery import reading_of
+from gruard.models.drift import Drift
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -292,3 +293,55 @@ def test_reading_of_a_row_is_what_was_let_in() -> None:
     )
     fresh = reading_of(replace(stored, flags=0))
     assert (fresh.sequence, fresh.replayed) == (None, False)
+
+
+def shifted_for_good() -> list[Reading]:
+    rows = plant_rows(2300)
+    rows[1100:] += 30.0
+    return readings_of("a", rows)
+
+
+@pytest.mark.parametrize(("stop_at", "checkpoint"), [(2050, True), (2099, False), (2150, False)])
+def test_recover_around_a_new_normal_equals_an_uninterrupted_run(
+    tmp_path: Path, stop_at: int, *, checkpoint: bool
+) -> None:
+    """What a device was fitted on when its alarm became its normal is what it is fitted on again."""
+    readings = shifted_for_good()
+    with opened(tmp_path / "whole", UNTRAINED) as pipeline:
+        whole = play(pipeline, readings)
+        kept = pipeline.engine.devices["a"]
+    assert [e.time_s for e in whole if isinstance(e, Alert) and e.kind == "new_normal"] == [kept.normal_to_s]
+    with opened(tmp_path / "cut", UNTRAINED) as pipeline:
+        first = play(pipeline, readings[:stop_at])
+        if checkpoint:
+            pipeline.checkpoint()
+    with opened(tmp_path / "cut", UNTRAINED) as pipeline:
+        second = play(pipeline, readings[stop_at:])
+        again = pipeline.engine.devices["a"]
+    assert (again.normal_from_s, again.normal_to_s) == (kept.normal_from_s, kept.normal_to_s)
+    np.testing.assert_allclose(scores(first + second), scores(whole), atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_recover_knows_an_open_alert_of_drift_again(tmp_path: Path, *, checkpoint: bool) -> None:
+    """No reading tells of it, so the journal cannot: the alert itself does, and ends under its id."""
+    drift = Drift("a", "f1", "level", 31.0, 18.0, 22.0, 2.0)
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        play(pipeline, readings_of("a", plant_rows(60)))
+        if checkpoint:
+            pipeline.checkpoint()
+        pipeline.watched(["a"], [drift])
+        (told,) = pipeline.advance()
+        pipeline.commit()
+    assert isinstance(told, Alert)
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        assert pipeline.engine.devices["a"].drift_id == told.id
+        pipeline.watched(["a"], [])
+        (ended,) = pipeline.advance()
+        pipeline.commit()
+        assert [(row.id, row.state) for row in pipeline.database.alerts(9)] == [(told.id, "resolved")]
+        assert len(pipeline.database.outbox(9)) == 2
+    assert isinstance(ended, Alert)
+    assert (ended.id, ended.opened_s, ended.state) == (told.id, told.opened_s, "resolved")
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        assert pipeline.engine.devices["a"].drift_id == ""

@@ -30,6 +30,7 @@ from gruard.daemon.core.devices import (
     take_sequence,
     take_time,
 )
+from gruard.daemon.core.drifting import follow_drift
 from gruard.daemon.core.events import EnrolDue, Event, Noted, Refused, Removed, Scored
 from gruard.daemon.core.groups import BASELINE, Group, group_name
 from gruard.daemon.errors import DecodeError
@@ -42,7 +43,7 @@ from gruard.models.weights import check_network
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from gruard.daemon.records import AlertKind, AlertState, Reading, SourceOptions
+    from gruard.daemon.records import AlertKind, Reading, SourceOptions
     from gruard.models.calibration import Budget
     from gruard.models.drift import Drift
     from gruard.models.enrolment import Fitted
@@ -360,21 +361,12 @@ class Engine:
 
     def watched(self, names: Iterable[str], drifts: Mapping[str, Drift]) -> list[Event]:
         """What a comparison of devices with their first days has shown: device -> its drift, if any."""
-        events: list[Event] = []
-        for device in (self.devices[name] for name in names if name in self.devices):
-            drift, group = drifts.get(device.name), self._group_of[device.name]
-            state: AlertState = "updated"
-            alert_id = device.drift_id
-            if drift is None:
-                device.drift_id, state = "", "resolved"
-            elif not alert_id:
-                state, device.drift_since_s = "opened", device.last_s
-                told = f"{device.name}\0drift"
-                alert_id = alerts.alert_id(self.options.instance, told, device.last_s, device.count)
-                device.drift_id = alert_id
-            if alert_id:
-                events.append(telling.drift_alert(device, group, drift, alert_id=alert_id, state=state))
-        return events
+        told = (
+            follow_drift(device, self._group_of[name], drifts.get(name), self.options.instance)
+            for name in names
+            if (device := self.devices.get(name)) is not None
+        )
+        return [event for event in told if event is not None]
 
     def drifting(self, open_drifts: Mapping[str, tuple[str, float]]) -> None:
         """Which devices have an open alert of drift: device -> its id and since when (event time)."""

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gruard.daemon.core.alerts import severity_of
 from gruard.daemon.core.events import Alert
 from gruard.daemon.core.payloads import duration
 
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
     from gruard.daemon.core.devices import Device
     from gruard.daemon.core.groups import Group
     from gruard.daemon.records import AlertKind, AlertState, Reading, Severity
-    from gruard.models.drift import Drift
     from gruard.models.group import Scores
-
-#: The score of a drift that is as far as is allowed.
-DRIFTED = 0.5
 
 
 def alert_of(
@@ -70,53 +65,18 @@ def new_normal(device: Device) -> str:
     return f"{device.name} has been unusual for {long}: from now on that is its new normal."
 
 
-def drift_alert(
-    device: Device, group: Group, drift: Drift | None, *, alert_id: str, state: AlertState
-) -> Alert:
-    """What is told of slow drift; None: there is none any more."""
-    nothing: dict[str, float | None] = dict.fromkeys(group.fields)
-    long = duration(device.last_s - device.drift_since_s)
-    alert = _unexplained(device, group, alert_id=alert_id, state=state, opened_s=device.drift_since_s)
-    if drift is None:
-        back = f"{device.name} is back at what it showed in its first days, after {long}."
-        return replace(alert, kind="drift", sentence=back)
-    score = drift.excess**2 / (1.0 + drift.excess**2)
-    bound = drift.low if drift.now < drift.low else drift.high
-    level = drift.kind == "level"
-    shares = [(drift.field, 1.0), *((name, 0.0) for name in group.fields if name != drift.field)]
-    return replace(
-        alert,
-        kind="drift",
-        severity=severity_of(score, DRIFTED, learning=True),
-        score=score,
-        threshold=DRIFTED,
-        value=nothing | {drift.field: drift.now} if level else nothing,
-        expected=nothing | {drift.field: bound} if level else nothing,
-        deviation=nothing | {drift.field: drift.now - bound} if level else nothing,
-        contributions=tuple(shares),
-        sentence=f"{device.name} has drifted: {_DRIFTS[drift.kind].format(d=drift)} in its first days.",
-    )
-
-
-_DRIFTS = {
-    "level": "{d.field} is about {d.now:.4g}, and lay between {d.low:.4g} and {d.high:.4g}",
-    "spread": "{d.field} spreads by {d.now:.4g} within a short while, and by {d.high:.4g} at most",
-    "forecast": "{d.field} is off its forecasts by {d.now:.4g}, and was by {d.high:.4g} at most",
-}
-
-
 def last_word(
     device: Device, group: Group, time_s: float, *, alert_id: str, since_s: float, kind: AlertKind
 ) -> Alert:
     """The end of an open alert of a device that is removed."""
     opened_s = min(since_s, time_s)
     silent, lasted = duration(time_s - device.last_s), duration(time_s - opened_s)
-    alert = _unexplained(device, group, alert_id=alert_id, state="resolved", opened_s=opened_s)
+    alert = unexplained(device, group, alert_id=alert_id, state="resolved", opened_s=opened_s)
     told = f"{device.name} is watched no more, silent for {silent}: its alert ends after {lasted}."
     return replace(alert, kind=kind, time_s=time_s, sentence=told)
 
 
-def _unexplained(device: Device, group: Group, *, alert_id: str, state: AlertState, opened_s: float) -> Alert:
+def unexplained(device: Device, group: Group, *, alert_id: str, state: AlertState, opened_s: float) -> Alert:
     """An event that no reading explains."""
     unknown: dict[str, float | None] = dict.fromkeys(group.fields)
     return Alert(

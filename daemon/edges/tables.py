@@ -9,6 +9,8 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+import msgspec
+
 from gruard.daemon.edges.checksums import is_sound, read_deliveries, reading
 from gruard.daemon.edges.packs import Fieldset, checkpoint_checksum, read_fieldset
 from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, OutboxRow
@@ -26,6 +28,16 @@ GENERATIONS: Final = (0, 1)
 #: The meta key of the lowest LSN that a salvaged database may give next.
 LSN_FLOOR: Final = "lsn_floor"
 _PAGE: Final = 256  # rows read at a time where no transaction is to be held open
+
+
+#: Readings of a device on average from which on a model has seen enough to be an anchor.
+MATURE_ROWS: Final = 2000
+
+
+def is_mature(manifest: str) -> bool:
+    """Whether a model, by its manifest (JSON), has seen enough to be what later ones are measured by."""
+    known = msgspec.json.decode(manifest)
+    return bool(known.get("rows", 0) >= MATURE_ROWS * max(len(known.get("devices", ())), 1))
 
 
 class Generation(NamedTuple):
@@ -118,9 +130,10 @@ class Tables:
         return [ModelRow(*row) for row in self._sealed("models", "ORDER BY created_s, rowid")]
 
     def anchors(self) -> dict[str, str]:
-        """The first model that was in charge of each group: group -> id."""
+        """The first model in charge of each group that had seen enough, or the first: group -> id."""
         used = [row for row in self.models() if row.activated_s is not None]
-        return {row.group: row.id for row in reversed(used)}
+        mature = [row for row in used if is_mature(row.manifest)]
+        return {row.group: row.id for row in (*reversed(used), *reversed(mature))}
 
     def live_models(self) -> list[ModelRow]:
         """The live model of each group."""

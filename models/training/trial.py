@@ -38,12 +38,16 @@ MOST_DEVICES, TRIAL_ROWS, TRIAL_SHARE, FEWEST_ROWS = 16, 1000, 0.5, 200
 #: Copies with faults over all devices, at least MOST_DEVICES of them; and how the faults lie in each.
 COPIES = 96
 SHARE, SHORTEST, LONGEST, MARGIN = 0.25, 20, 120, 60
-#: Kinds of fault that any device can show, and how far their sizes go beyond what is clear to the eye: some
-#: are found and some are not, whatever the device, so that a loss of sight shows.
+#: Kinds of fault that any device can show, and from where to where their sizes go, as multiples of what is
+#: clear to the eye: some are found and some are not, whatever the device, so that a loss of sight shows.
 KINDS: tuple[faults.Kind, ...] = ("shift", "departure", "stuck", "noise")
-CLEARER = 8.0
-#: Recall that may be lost against the model in charge, and against the first one, in all rounds together.
-MAY_MISS = 0.02
+SMALLEST, LARGEST = 0.05, 8.0
+#: Recall that may be lost against the model in charge, and against the anchor: in all rounds together. A
+#: model that was trained on fewer than this share of the candidate's readings has seen less of what is normal
+#: and takes more for a fault: beside it so much may be lost.
+MAY_MISS, YOUNG, MAY_MISS_OF_YOUNG = 0.02, 0.6, 0.25
+#: Faults that must count for a comparison.
+COUNTED_SHARE = 0.3
 #: Standard errors of a difference of recall that are still luck.
 LUCK = 1.0
 #: Alerts that a candidate may add beyond those it drops: so many, and so many for each of the other's.
@@ -58,6 +62,14 @@ class Model:
 
     forecaster: Forecaster
     fitted: Mapping[str, Fitted]
+    rows: int  # readings that it was trained on
+
+
+class Course(NamedTuple):
+    """What a model made of a trial's readings (R, N, 1 + C): as they were, then with faults."""
+
+    alarm: NDArray[np.bool_]
+    score: NDArray[np.float32]
 
 
 class Episode(NamedTuple):
@@ -124,34 +136,47 @@ class Trial:
             self._copies.append([values for values, _ in made])
             self._placed.append([placed for _, placed in made])
 
-    def judge(self, candidate: Model, live: Model | None, least_recall: float | None = None) -> Verdict:
+    def judge(self, candidate: Model, live: Model | None, anchor: Model | None = None) -> Verdict:
         """Whether a candidate may take charge.
 
-        `live`: the model in charge, None for a group's first one. `least_recall`: what that one found in its
-        own trial.
+        `live`: the model in charge, None for a group's first one. `anchor`: the first one that had seen
+        enough, so that many small losses do not add up.
         """
         if not self.names:
             return Verdict("", math.nan, 0, None)
-        new_alarm, new_scores = self._play(candidate)
+        new = self._play(candidate)
         if live is None:
-            found, counted = self._found(new_alarm, new_alarm)
-            recall = float(found[counted].mean()) if counted.any() else math.nan
-            return Verdict("", recall, int(counted.sum()), None)
-        old_alarm, old_scores = self._play(live)
-        changes = _changes(self._episodes(old_alarm, old_scores), self._episodes(new_alarm, new_scores))
-        found, counted = self._found(new_alarm, old_alarm)
-        found_by_live, _ = self._found(old_alarm, new_alarm)
-        found, found_by_live = found[counted], found_by_live[counted]
-        if not len(found):
-            return Verdict(_too_many(changes), math.nan, 0, changes)
-        recall = float(found.mean())
-        # A model that alarms at what the candidate takes for normal sees more, but in vain.
-        beside = None if changes.dropped > changes.added else found_by_live
-        refusal = _misses(found, beside, least_recall) or _too_many(changes)
-        return Verdict(refusal, recall, len(found), changes)
+            found, counted = self._found(new.alarm, new.alarm)
+            return Verdict("", _share(found[counted]), int(counted.sum()), None)
+        old = self._play(live)
+        changes = _changes(self._episodes(old), self._episodes(new))
+        found, counted = self._found(new.alarm, old.alarm)
+        refusal = self._misses("the model in charge", (new, candidate), (old, live))
+        if not refusal and anchor is not None and anchor is not live:
+            refusal = self._misses("the anchor", (new, candidate), (self._play(anchor), anchor))
+        if not refusal and not changes.is_within_bound:
+            refusal = f"it {changes}"
+        return Verdict(refusal, _share(found[counted]), int(counted.sum()), changes)
 
-    def _play(self, model: Model) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """Alarms and scores (R, N, 1 + C) of the readings as they were, then with faults."""
+    def _misses(self, name: str, new: tuple[Course, Model], old: tuple[Course, Model]) -> str:
+        """Why the candidate finds too little of the faults beside another model, if it does."""
+        found, counted = self._found(new[0].alarm, old[0].alarm)
+        by_old, _ = self._found(old[0].alarm, new[0].alarm)
+        if counted.sum() < COUNTED_SHARE * len(counted):
+            return ""  # one of them is in alarm nearly always: there is nothing to compare
+        changes = _changes(self._episodes(old[0]), self._episodes(new[0]))
+        if changes.dropped > changes.added:
+            return ""  # a model that alarms at what the candidate takes for normal sees more, but in vain
+        found, by_old = found[counted], by_old[counted]
+        # McNemar 1947: of faults that both find, or neither, nothing is learned.
+        luck = LUCK * math.sqrt(float((found != by_old).sum())) / len(found)
+        young = old[1].rows < YOUNG * new[1].rows
+        if by_old.mean() - found.mean() <= max(MAY_MISS_OF_YOUNG if young else MAY_MISS, luck):
+            return ""
+        return f"it finds {found.mean():.0%} of {len(found)} injected faults, {name} {by_old.mean():.0%}"
+
+    def _play(self, model: Model) -> Course:
+        """Alarms and scores of the readings as they were, then with faults."""
         devices, each = len(self.names), 1 + len(self._copies[0])
         scorer = GroupScorer(self._histories[0].values.shape[1], self._budget)
         before = [_head(history, self.rows) for history in self._histories]
@@ -179,7 +204,7 @@ class Trial:
             told = scorer.score(flat, np.repeat(time_s[t], each), values[t].reshape(len(flat), -1))
             alarm[t], scores[t] = told.alarm, told.score
         shape = self.rows, devices, each
-        return alarm.reshape(shape), np.nan_to_num(scores).reshape(shape)
+        return Course(alarm.reshape(shape), np.nan_to_num(scores).reshape(shape))
 
     def _found(
         self, alarm: NDArray[np.bool_], other: NDArray[np.bool_]
@@ -194,8 +219,9 @@ class Trial:
                     counted.append(not (alarm[rows, n, 0].any() or other[rows, n, 0].any()))
         return np.array(found, bool), np.array(counted, bool)
 
-    def _episodes(self, alarm: NDArray[np.bool_], scores: NDArray[np.float32]) -> list[Episode]:
+    def _episodes(self, course: Course) -> list[Episode]:
         """Alarms of the readings as they were."""
+        alarm, scores = course
         episodes = []
         for n in range(len(self.names)):
             opened = openings(alarm[:, n, 0])
@@ -225,7 +251,7 @@ def _with_faults(
     )
     changed, placed = values.copy(), []
     for kind, first, last in plan:
-        size = faults.SIZES[kind][1] * math.exp(rng.uniform(0.0, math.log(CLEARER)))
+        size = faults.SIZES[kind][1] * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
         try:
             faulty, _ = faults.inject(values, kind, first, last, rng, size=size)
         except faults.UnfitError:
@@ -252,28 +278,13 @@ def _changes(before: Sequence[Episode], after: Sequence[Episode]) -> Changes:
     return Changes(added, len(before) - len(met), changed, len(before))
 
 
+def _share(found: NDArray[np.bool_]) -> float:
+    return float(found.mean()) if len(found) else math.nan
+
+
 def _u(score: float) -> float:
     score = min(score, 0.999999)
     return math.sqrt(score / (1.0 - score))
-
-
-def _misses(found: NDArray[np.bool_], by_live: NDArray[np.bool_] | None, least_recall: float | None) -> str:
-    """Why the candidate finds too little, if it does: of the same faults, or of those of the first trial."""
-    recall, told = float(found.mean()), f"it finds {found.mean():.0%} of {len(found)} injected faults"
-    if by_live is not None:
-        # McNemar 1947: of faults that both find, or neither, nothing is learned.
-        luck = LUCK * math.sqrt(float((found != by_live).sum())) / len(found)
-        if by_live.mean() - recall > max(MAY_MISS, luck):
-            return f"{told}, the model in charge {by_live.mean():.0%}"
-    if least_recall is not None:
-        luck = LUCK * math.sqrt(least_recall * (1.0 - least_recall) / len(found))
-        if least_recall - recall > MAY_MISS + luck:
-            return f"{told}, the group's first model found {least_recall:.0%}"
-    return ""
-
-
-def _too_many(changes: Changes) -> str:
-    return "" if changes.is_within_bound else f"it {changes}"
 
 
 def _alerts(count: int) -> str:

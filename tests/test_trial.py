@@ -60,6 +60,7 @@ def test_judge_equal_of_the_model_in_charge_is_accepted(trial: Trial, model: Mod
     assert verdict.refusal == ""
     assert verdict.changes is not None
     assert verdict.changes[:3] == (0, 0, 0)
+    assert verdict.recall == verdict.recall_before
     assert verdict.told.startswith("would add 0 alerts, drop 0, change 0; finds ")
 
 

@@ -42,10 +42,11 @@ SHARE, SHORTEST, LONGEST, MARGIN = 0.25, 20, 120, 60
 #: clear to the eye: some are found and some are not, whatever the device, so that a loss of sight shows.
 KINDS: tuple[faults.Kind, ...] = ("shift", "departure", "stuck", "noise")
 SMALLEST, LARGEST = 0.05, 8.0
-#: Recall that may be lost against the model in charge, and against the anchor: in all rounds together. A
-#: model that was trained on fewer than this share of the candidate's readings has seen less of what is normal
-#: and takes more for a fault: beside it so much may be lost.
-MAY_MISS, YOUNG, MAY_MISS_OF_YOUNG = 0.02, 0.6, 0.25
+#: Recall that may be lost against the model in charge, and against the anchor: in all rounds together.
+MAY_MISS = 0.02
+#: The same beside a model that takes more for a fault because it knows less: it was trained on fewer than
+#: this share of the candidate's readings, or raises alerts at readings that the candidate takes for normal.
+YOUNG, MAY_MISS_BESIDE_NERVOUS = 0.6, 0.1
 #: Faults that must count for a comparison.
 COUNTED_SHARE = 0.3
 #: Standard errors of a difference of recall that are still luck.
@@ -106,6 +107,7 @@ class Verdict:
     recall: float  # share of the faults that the candidate finds; NaN where there was no trial
     faults: int
     changes: Changes | None  # None: there is no model in charge
+    recall_before: float = math.nan  # the same of the model in charge
 
     @property
     def told(self) -> str:
@@ -113,7 +115,9 @@ class Verdict:
         if not self.faults:
             return "too few readings for a trial"
         found = f"finds {self.recall:.0%} of {self.faults} injected faults"
-        return found if self.changes is None else f"{self.changes}; {found}"
+        if self.changes is None:
+            return found
+        return f"{self.changes}; {found}, the model in charge {self.recall_before:.0%}"
 
 
 class Trial:
@@ -156,7 +160,8 @@ class Trial:
             refusal = self._misses("the anchor", (new, candidate), (self._play(anchor), anchor))
         if not refusal and not changes.is_within_bound:
             refusal = f"it {changes}"
-        return Verdict(refusal, _share(found[counted]), int(counted.sum()), changes)
+        before = _share(self._found(old.alarm, new.alarm)[0][counted])
+        return Verdict(refusal, _share(found[counted]), int(counted.sum()), changes, before)
 
     def _misses(self, name: str, new: tuple[Course, Model], old: tuple[Course, Model]) -> str:
         """Why the candidate finds too little of the faults beside another model, if it does."""
@@ -165,13 +170,11 @@ class Trial:
         if counted.sum() < COUNTED_SHARE * len(counted):
             return ""  # one of them is in alarm nearly always: there is nothing to compare
         changes = _changes(self._episodes(old[0]), self._episodes(new[0]))
-        if changes.dropped > changes.added:
-            return ""  # a model that alarms at what the candidate takes for normal sees more, but in vain
+        nervous = changes.dropped > changes.added or old[1].rows < YOUNG * new[1].rows
         found, by_old = found[counted], by_old[counted]
         # McNemar 1947: of faults that both find, or neither, nothing is learned.
         luck = LUCK * math.sqrt(float((found != by_old).sum())) / len(found)
-        young = old[1].rows < YOUNG * new[1].rows
-        if by_old.mean() - found.mean() <= max(MAY_MISS_OF_YOUNG if young else MAY_MISS, luck):
+        if by_old.mean() - found.mean() <= max(MAY_MISS_BESIDE_NERVOUS if nervous else MAY_MISS, luck):
             return ""
         return f"it finds {found.mean():.0%} of {len(found)} injected faults, {name} {by_old.mean():.0%}"
 

@@ -6,10 +6,10 @@ directory; prints a TrainOutcome as its last line. Whatever happens here cannot 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 from gruard.daemon.core.flags import IN_ALARM
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
+from gruard.daemon.round_conduct import Conduct, OutOfTimeError, yield_to_all
 from gruard.models import memory, weights
 from gruard.models.arena import fresh
 from gruard.models.enrolment import replay
@@ -31,6 +32,7 @@ from gruard.models.training.fit import FitConfig
 
 if TYPE_CHECKING:
     from gruard.models.training.candidate import Candidate
+    from gruard.models.training.fit import Progress
     from gruard.models.weights import ModelPackage
 
 #: A candidate may forecast held-back rows worse than the live model by this factor: ties go to fresh data.
@@ -40,18 +42,28 @@ MAY_LOSE = 1.02
 def main() -> int:
     """Run the round on standard input; exit 0 whenever an outcome was printed."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=TrainRequest)
-    os.nice(request.nice)
+    yield_to_all(request.nice)
     began = time.monotonic()
-    outcome = run_round(request)
+    try:
+        outcome = run_round(request, Conduct())
+    except OutOfTimeError:
+        late = f"not done after {request.max_cpu_s or 0:.0f} s of processor time"
+        outcome = TrainOutcome(request.group, "timeout", late)
     sys.stdout.flush()
     ended = msgspec.structs.replace(outcome, seconds=time.monotonic() - began)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(ended) + b"\n")
     return 0
 
 
-def run_round(request: TrainRequest) -> TrainOutcome:
-    """Train a candidate, judge it against the live model, and write it when it is good enough."""
-    histories = _histories(request)
+def run_round(request: TrainRequest, conduct: Conduct) -> TrainOutcome:
+    """Train a candidate, judge it against the live model, and write it when it is good enough.
+
+    Raises:
+        OutOfTimeError: the processor time is used up; nothing was written that anybody will read.
+    """
+    conduct.tell("reading history", 0.0)
+    histories = _histories(request, conduct)
+    conduct.tell("looking for abnormal readings", 0.1)
     clean, left_out = _cleaned(histories, request.seed)
     net = FitConfig(
         cell=request.cell,
@@ -63,9 +75,11 @@ def run_round(request: TrainRequest) -> TrainOutcome:
     )
     try:
         options = TrainingOptions(net, request.budget)
-        candidate = train(clean, options, clock=time.monotonic)
+        conduct.tell("preparing", 0.3)
+        candidate = train(clean, options, partial(_tell_step, conduct), clock=time.monotonic)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
+    conduct.tell("judging", 0.9)
     folder = Path(request.directory) / MODELS
     if request.parent is not None:
         verdict = _compare(clean, candidate, folder, request.parent)
@@ -80,12 +94,17 @@ def run_round(request: TrainRequest) -> TrainOutcome:
     return TrainOutcome(request.group, "promoted", reason, package.manifest.id)
 
 
-def _histories(request: TrainRequest) -> dict[str, History]:
+def _tell_step(conduct: Conduct, progress: Progress) -> None:
+    conduct.tell("fitting", 0.4 + 0.4 * progress.step / progress.steps)
+
+
+def _histories(request: TrainRequest, conduct: Conduct) -> dict[str, History]:
     before_s = np.inf if request.before_s is None else request.before_s
     histories = {}
     with open_readonly(Path(request.directory)) as reader:
         for device in request.devices:
-            rows = reader.history(device, request.fields, request.max_rows)
+            with conduct.holding():
+                rows = reader.history(device, request.fields, request.max_rows, request.before_lsn)
             early = rows.time_s < before_s
             if early.any():
                 normal = (rows.flags[early] & IN_ALARM) == 0

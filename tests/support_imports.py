@@ -70,8 +70,8 @@ LAYERS: Mapping[str, Layer] = {
     "logs": Layer(modules=("gruard.daemon.logs",), ours=("records",), clocks=True),
     # The trainer's process: the one place where the daemon's side and torch meet. Nobody imports it.
     "round": Layer(
-        modules=("gruard.daemon.training_round",),
-        ours=(*_INNER, "training", "edges"),
+        modules=("gruard.daemon.training_round", "gruard.daemon.round_conduct"),
+        ours=(*_INNER, "training", "edges", "round"),
         packages=("numpy", "msgspec"),
         clocks=True,
     ),
@@ -88,6 +88,7 @@ LAYERS: Mapping[str, Layer] = {
                 "pipeline",
                 "recording",
                 "recovery",
+                "round_pace",
                 "rounds",
                 "wiring",
             )

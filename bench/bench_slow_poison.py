@@ -17,6 +17,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ import numpy as np
 
 from gruard.daemon import training_round
 from gruard.daemon.edges.trainer import MODELS, TrainRequest
+from gruard.daemon.round_conduct import Conduct
 from gruard.models import weights
 from gruard.models.calibration import Budget
 from gruard.models.enrolment import fitted_devices
@@ -38,6 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from keeping import RESULTS, keep, rounded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 SUITES = ("shift", "loud", "one")
@@ -93,7 +97,7 @@ def poisoned(suite: str, seed: int, rounds: int) -> dict[str, Any]:
             shown = {name: _history(times[name][rows], seen[name][rows]) for name in seen}
             request = _request(folder, shown, parent, anchor, seed)
             with patch.object(training_round, "_histories", lambda _, shown=shown: shown):
-                outcome = training_round.run_round(request)
+                outcome = training_round.run_round(request, Quiet())
             if outcome.drifts and noticed is None:
                 noticed = number
             if outcome.result == "promoted":
@@ -156,6 +160,21 @@ def _request(
         now_s=0.0,
         first_days_s=1.0,
     )
+
+
+class Quiet(Conduct):
+    """A round that tells nobody how far it is."""
+
+    def __init__(self) -> None:
+        """Leave this process's signals alone."""
+
+    def tell(self, stage: str, done: float) -> None:
+        """Say nothing."""
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Nobody asks to wait."""
+        yield
 
 
 if __name__ == "__main__":

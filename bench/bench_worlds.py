@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -31,6 +32,7 @@ from gruard.daemon.core.events import Alert, Scored
 from gruard.daemon.edges.database import open_database
 from gruard.daemon.pipeline import Pipeline, TrainingSettings
 from gruard.daemon.records import Reading, SourceOptions
+from gruard.daemon.round_conduct import Conduct
 from gruard.models.calibration import Budget
 from gruard.models.plants import faults
 from gruard.models.quality.episodes import judge, pooled
@@ -219,9 +221,9 @@ class Inline:
                 return "", judged(*arguments)[1]
 
             with patch.object(training_round, "_judged", accepted):
-                self._outcome = training_round.run_round(request)
+                self._outcome = training_round.run_round(request, Quiet())
         else:
-            self._outcome = training_round.run_round(request)
+            self._outcome = training_round.run_round(request, Quiet())
 
     def poll(self, _now: float) -> TrainOutcome | None:
         """The outcome of the round, once."""
@@ -246,6 +248,21 @@ def _pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rounds": sum(run["rounds"] for run in runs),
         "promoted": sum(run["promoted"] for run in runs),
     }
+
+
+class Quiet(Conduct):
+    """A round that tells nobody how far it is."""
+
+    def __init__(self) -> None:
+        """Leave this process's signals alone."""
+
+    def tell(self, stage: str, done: float) -> None:
+        """Say nothing."""
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Nobody asks to wait."""
+        yield
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class Pipeline:
         if self._due:
             self.pending.write()  # the newest readings are a part of the history that enrolment reads
             enrol(self.engine, self.database, self._due, self.heartbeat)
-        if self._newest:
+        if self._newest or self.rounds.is_asked:
             self.rounds.begin_if_due(self._newest)
             self._newest.clear()
 
@@ -249,9 +249,9 @@ class Pipeline:
 
     # -- models and start ----------------------------------------------------------------------
 
-    def poll_training(self) -> TrainOutcome | None:
-        """Take the outcome of a round that has ended; promote its candidate."""
-        return self.rounds.poll()
+    def poll_training(self, waiting: int = 0) -> TrainOutcome | None:
+        """Take the outcome of a round that has ended; promote its candidate. `waiting` more are not fed."""
+        return self.rounds.poll(waiting + self.backlog)
 
     def adopt(self, package: ModelPackage, reason: str) -> None:
         """Put a model in charge of its group.

@@ -79,7 +79,13 @@ class Replay:
                 Engine(self._options),
                 database,
                 folder,
-                replace(self._training, every_s=None) if self._follow else self._training,
+                # Rounds that begin early would end at another reading each time.
+                replace(
+                    self._training,
+                    every_s=None if self._follow else self._training.every_s,
+                    after_readings=None,
+                    on_drift=False,
+                ),
                 base=self._base,
                 wall=time.time,
                 monotonic=time.monotonic,

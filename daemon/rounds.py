@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,16 +17,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gruard.daemon.core.payloads import ModelNote
-from gruard.daemon.core.schedule import Schedule
+from gruard.daemon.core.schedule import RoundReason, Schedule
 from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.rows import ModelRow
 from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import enrol
+from gruard.daemon.round_pace import PAUSE_AT, Pace
 from gruard.models import weights
 from gruard.models.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from gruard.daemon.core.engine import Group
@@ -40,6 +42,15 @@ log = logging.getLogger(__name__)
 FASTER_THAN_REAL = 2.0
 #: First readings are remembered of twice the groups there are, and of so many more.
 SPARE_GROUPS = 64
+#: Why a round begins, in the log.
+WORDS: dict[RoundReason, str] = {
+    "first": "the group has no model",
+    "time": "its time has come",
+    "readings": "there are enough new readings",
+    "drift": "the live model forecasts worse than it did",
+    "command": "asked for",
+    "resumed": "it was cut off",
+}
 #: Longest hold for a first model.
 LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
 
@@ -54,7 +65,13 @@ class TrainingSettings:
     dropout: float = 0.0
     warmup_readings: int = 400
     every_s: float | None = 21_600.0  # None: never
+    after_readings: int | None = None  # None: rounds do not begin early for new readings
+    on_drift: bool = False
+    least_pause_s: float = 1800.0
     max_seconds: float = 900.0
+    max_cpu_s: float | None = None
+    max_memory_bytes: int | None = None
+    pause_at: int = PAUSE_AT
     max_rows: int = 5000
     max_devices: int = 256
     seed: int = 0
@@ -81,7 +98,16 @@ class Rounds:
         self._directory, self._models = directory, directory / MODELS
         self._settings, self._always_hold = training, always_hold
         self._wall, self._monotonic = wall, monotonic
-        self._schedule = Schedule(training.every_s, training.warmup_readings)
+        self._schedule = Schedule(
+            training.every_s,
+            training.warmup_readings,
+            training.after_readings,
+            training.on_drift,
+            training.least_pause_s,
+        )
+        self.pace = Pace(self.trainer, training.pause_at)
+        self.started: Counter[RoundReason] = Counter()  # rounds that began since the start
+        self._asked: dict[str, None] = {}  # groups, in the order in which they were asked for
         self._begun: dict[str, tuple[float, float]] = {}  # group -> event time, arrival: first reading
         self._hold_until: float | None = None
         self._outcome: TrainOutcome | None = None  # of a round that has ended and is not dealt with yet
@@ -118,20 +144,58 @@ class Rounds:
             best = newest.get(event.group)
             if best is None or self._shown(event) > self._shown(best):
                 newest[event.group] = event
+        self._watch_skill(newest)
+        if self.paused or self.trainer.group is not None or self._outcome is not None:
+            return
+        asked = next((name for name in self._asked if name in groups), None)
+        if asked is not None:
+            del self._asked[asked]
+            self._begin(groups[asked], newest.get(asked), "command")
+            return
+        self._asked.clear()  # of groups that are no more
         for name, event in newest.items():
-            if self.trainer.group is not None or self._outcome is not None:
-                return
             has_model, now = name in self.models, self._monotonic()
-            if self._schedule.is_due(name, has_model=has_model, most_readings=self._shown(event), now=now):
-                self._begin(groups[name], event.reading)
+            why = self._schedule.why(name, has_model=has_model, most_readings=self._shown(event), now=now)
+            if why is not None:
+                self._begin(groups[name], event, why)
+                return
+
+    def _watch_skill(self, newest: Mapping[str, Scored]) -> None:
+        engine = self._pipeline.engine
+        for name, event in newest.items():
+            shown = self._shown(event)
+            if name in self.models and self._schedule.must_look(name, shown):
+                self._schedule.note_skill(name, engine.skill(engine.groups[name]), shown)
+
+    @property
+    def paused(self) -> bool:
+        """Whether rounds rest by command: none begins, and one that runs waits."""
+        return self.pace.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.pace.paused = paused
+
+    def ask(self, group: str) -> bool:
+        """Ask for a round of a group, to begin as soon as none runs; False: there is no such group."""
+        if group not in self._pipeline.engine.groups:
+            return False
+        self._asked[group] = None
+        return True
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a round that was asked for has not begun yet."""
+        return bool(self._asked)
 
     def _shown(self, event: Scored) -> int:
         device = self._pipeline.engine.devices.get(event.reading.device)
         return 0 if device is None else device.count
 
-    def _begin(self, group: Group, newest: Reading) -> None:
+    def _begin(self, group: Group, event: Scored | None, why: RoundReason) -> None:
         self._pipeline.commit_pending()  # what is not committed the child cannot see
         s, live = self._settings, self.models.get(group.name)
+        newest, engine = None if event is None else event.reading, self._pipeline.engine
         request = TrainRequest(
             directory=str(self._directory),
             group=group.name,
@@ -140,7 +204,7 @@ class Rounds:
             devices=self._teachers(group),
             max_rows=s.max_rows,
             # Readings of one moment arrive in any order: only moments that are complete teach.
-            before_s=newest.time_s,
+            before_s=None if newest is None else newest.time_s,
             parent=None if live is None else live.id,
             anchor=self._pipeline.database.anchors().get(group.name),
             cell=s.cell,
@@ -148,12 +212,16 @@ class Rounds:
             layers=s.layers,
             dropout=s.dropout,
             seed=s.seed,
-            budget=self._pipeline.engine.options.budget,
+            budget=engine.options.budget,
             max_seconds=s.max_seconds,
             nice=s.nice,
             now_s=self._wall(),
             first_days_s=s.first_days_s,
             new_normals=self._new_normals(group),
+            before_lsn=self._pipeline.database.next_lsn,
+            is_timed=any(o.time is not None for o in engine.options.sources if o.name == group.source),
+            max_cpu_s=s.max_cpu_s,
+            max_memory_bytes=s.max_memory_bytes,
         )
         now = self._monotonic()
         try:
@@ -163,8 +231,16 @@ class Rounds:
             log.warning("training of %s cannot begin: %s", group.name, error)
             self._schedule.ended(group.name, promoted=False, has_model=live is not None, now=now)
             return
-        log.info("training of %s begins on %d devices", group.name, len(request.devices))
-        if live is None and (self._always_hold or self._is_faster_than_real(group.name, newest)):
+        self.started[why] += 1
+        self._schedule.began(
+            group.name, max((engine.devices[name].count for name in group.devices), default=0)
+        )
+        log.info("training of %s begins on %d devices: %s", group.name, len(request.devices), WORDS[why])
+        if (
+            newest is not None
+            and live is None
+            and (self._always_hold or self._is_faster_than_real(group.name, newest))
+        ):
             longest_s = s.max_seconds if self._always_hold else min(LONGEST_HOLD_S, s.max_seconds)
             self._hold_until = now + longest_s + HOLD_GRACE_S
 
@@ -183,14 +259,18 @@ class Rounds:
         event_s, arrival_s = self._begun[group]
         return newest.time_s - event_s > FASTER_THAN_REAL * max(newest.received_s - arrival_s, 0.1)
 
-    def poll(self) -> TrainOutcome | None:
-        """Take the outcome of a round that has ended; promote its candidate.
+    def poll(self, waiting: int = 0) -> TrainOutcome | None:
+        """Take the outcome of a round that has ended; promote its candidate. `waiting` are not scored yet.
 
         Raises:
             StateError: the switch cannot be made durable; the outcome comes with a later call.
         """
-        if self._outcome is None:
-            self._outcome = self.trainer.poll(self._monotonic())
+        if self._outcome is None and self.trainer.group is not None:
+            now = self._monotonic()
+            # Where scoring waits for the round, the round must not wait for scoring.
+            self.pace.keep(0 if self.holding else waiting, now)
+            self._outcome = self.trainer.poll(now)
+            self.pace.tell(now)
         if self._outcome is None:
             return None
         outcome = self._promoted(self._outcome) if self._outcome.result == "promoted" else self._outcome

@@ -207,8 +207,18 @@ class Train(Table):
 
     every: Annotated[str, _duration(10, off=True)] = "6h"
     """Duration between rounds; "off" never trains."""
+    after_readings: Annotated[int, Field(ge=100, le=1_000_000_000)] | Literal["off"] = 5000
+    """New readings, of the device that has shown most, that begin a round early (count); "off" never does."""
+    on_drift: bool = True
+    """Begin a round early when the live model forecasts lastingly worse than it did."""
+    least_pause: Annotated[str, _duration(0)] = "30m"
+    """Duration between a round and one that begins early, at least; `every` where that is shorter."""
     max_duration: Annotated[str, _duration(10)] = "15m"
-    """Duration after which a round is ended without a result."""
+    """Duration after which a round is ended without a result; time for which it is paused does not count."""
+    max_cpu: Annotated[str, _duration(10, off=True)] = "15m"
+    """Processor time after which a round is ended without a result (duration); "off" sets no limit."""
+    max_memory_mb: int = Field(default=2000, ge=300, le=1_000_000)
+    """Memory that the training process may fill, 220 of it PyTorch's own, in MB (10^6 bytes)."""
     max_rows_per_device: int = Field(default=5000, ge=100, le=1_000_000)
     """Newest rows of a device that a round learns from (count)."""
     max_devices: int = Field(default=256, ge=1, le=100_000)
@@ -216,7 +226,7 @@ class Train(Table):
     seed: int = Field(default=0, ge=0, le=_UINT32_LARGEST)
     """Seed of every random choice (number)."""
     nice: int = Field(default=19, ge=0, le=19)
-    """Niceness of the training process (19 yields to all)."""
+    """Niceness of the training process (19 yields to all and only gets what nobody else wants)."""
     first_days: Annotated[str, _duration(60, off=True)] = "7d"
     """Duration of a device's first days, which slow drift is measured against; "off" does not watch."""
 
@@ -231,9 +241,19 @@ class Train(Table):
         return None if self.first_days == "off" else parse_duration(self.first_days)
 
     @property
+    def least_pause_s(self) -> float:
+        """Seconds between a round and one that begins early."""
+        return parse_duration(self.least_pause)
+
+    @property
     def max_duration_s(self) -> float:
         """Seconds after which a round is ended."""
         return parse_duration(self.max_duration)
+
+    @property
+    def max_cpu_s(self) -> float | None:
+        """Seconds of processor time after which a round is ended; None when there is no limit."""
+        return None if self.max_cpu == "off" else parse_duration(self.max_cpu)
 
 
 class Alerts(Table):

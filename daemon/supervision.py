@@ -96,6 +96,7 @@ class Supervision:
         metrics.set_alerts_active(drifting + sum(bool(d.track.id) for d in engine.devices.values()))
         metrics.set_drifting(drifting)
         self.show_models()
+        self._show_rounds()
         self._look_at_the_clock()
         self.reasons = tuple(self._reasons(status))
         metrics.set_ready(not self.reasons)
@@ -122,10 +123,11 @@ class Supervision:
 
     def collect_training(self) -> None:
         """Take the outcome of a training round that has ended."""
-        outcome = self._pipeline.poll_training()
+        outcome = self._pipeline.poll_training(self._broker.status().inbox)
         if outcome is None:
             return
         self._metrics.retrained(outcome.result, outcome.seconds)
+        self._metrics.retrain_used(outcome.cpu_s, outcome.peak_bytes)
         if outcome.result == "promoted":
             self._metrics.model_swapped()
             self.show_models()
@@ -137,6 +139,13 @@ class Supervision:
             skill = engine.skill(engine.groups[name])
             shown = note.skill if math.isnan(skill) else skill
             self._metrics.model_live(name, note.id, note.cell, skill=shown, trained_s=note.trained_s)
+
+    def _show_rounds(self) -> None:
+        rounds = self._pipeline.rounds
+        for reason, count in rounds.started.items():
+            self._metrics.retrain_started(reason, self._grown(f"rounds {reason}", count))
+        progress = rounds.trainer.progress
+        self._metrics.set_retrain(0.0 if progress is None else progress.done, paused=rounds.trainer.paused)
 
     def _reasons(self, status: BrokerStatus) -> list[str]:
         reasons = []

@@ -7,10 +7,10 @@ directory; prints a TrainOutcome as its last line. Whatever happens here cannot 
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from gruard.daemon import anchor
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import history_of
+from gruard.daemon.round_conduct import Conduct, OutOfTimeError, yield_to_all
 from gruard.models import memory, weights
 from gruard.models.arena import fresh
 from gruard.models.enrolment import fitted_devices, replay
@@ -35,6 +36,7 @@ from gruard.models.training.trial import Model, Trial
 if TYPE_CHECKING:
     from gruard.models.drift import Drift
     from gruard.models.training.candidate import Candidate
+    from gruard.models.training.fit import Progress
     from gruard.models.training.trial import Verdict
     from gruard.models.weights import ModelPackage
 
@@ -47,18 +49,28 @@ MOST_DRIFTS = 500
 def main() -> int:
     """Run the round on standard input; exit 0 whenever an outcome was printed."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=TrainRequest)
-    os.nice(request.nice)
+    yield_to_all(request.nice)
     began = time.monotonic()
-    outcome = run_round(request)
+    try:
+        outcome = run_round(request, Conduct())
+    except OutOfTimeError:
+        late = f"not done after {request.max_cpu_s or 0:.0f} s of processor time"
+        outcome = TrainOutcome(request.group, "timeout", late)
     sys.stdout.flush()
     ended = msgspec.structs.replace(outcome, seconds=time.monotonic() - began)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(ended) + b"\n")
     return 0
 
 
-def run_round(request: TrainRequest) -> TrainOutcome:
-    """Train a candidate, judge it against the live model, and write it when it is good enough."""
-    histories = _histories(request)
+def run_round(request: TrainRequest, conduct: Conduct) -> TrainOutcome:
+    """Train a candidate, judge it against the live model, and write it when it is good enough.
+
+    Raises:
+        OutOfTimeError: the processor time is used up; nothing was written that anybody will read.
+    """
+    conduct.tell("reading history", 0.0)
+    histories = _histories(request, conduct)
+    conduct.tell("looking for abnormal readings", 0.1)
     clean = _cleaned(histories, request.seed)
     net = FitConfig(
         cell=request.cell,
@@ -70,9 +82,11 @@ def run_round(request: TrainRequest) -> TrainOutcome:
     )
     try:
         options = TrainingOptions(net, request.budget)
-        candidate = train(clean, options, clock=time.monotonic)
+        conduct.tell("preparing", 0.3)
+        candidate = train(clean, options, partial(_tell_step, conduct), clock=time.monotonic)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
+    conduct.tell("judging", 0.9)
     folder = Path(request.directory) / MODELS
     outcome = _tried(request, candidate, histories, clean, folder)
     watched = _watched(request, clean, folder)
@@ -104,12 +118,17 @@ def _tried(
     return TrainOutcome(request.group, "promoted", reason, package.manifest.id)
 
 
-def _histories(request: TrainRequest) -> dict[str, History]:
+def _tell_step(conduct: Conduct, progress: Progress) -> None:
+    conduct.tell("fitting", 0.4 + 0.4 * progress.step / progress.steps)
+
+
+def _histories(request: TrainRequest, conduct: Conduct) -> dict[str, History]:
     before_s = np.inf if request.before_s is None else request.before_s
     histories = {}
     with open_readonly(Path(request.directory)) as reader:
         for device in request.devices:
-            rows = reader.history(device, request.fields, request.max_rows)
+            with conduct.holding():
+                rows = reader.history(device, request.fields, request.max_rows, request.before_lsn)
             if (rows.time_s < before_s).any():
                 history = history_of(rows, *request.new_normals.get(device, (-math.inf, -math.inf)))
                 early = history.time_s < before_s

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gruard.daemon.core.engine import EngineOptions
 from gruard.daemon.edges.broker import BrokerOptions, TlsOptions
 from gruard.daemon.pipeline import TrainingSettings
+from gruard.daemon.round_pace import PAUSE_AT
 from gruard.daemon.settings import source_options
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ def training_settings(settings: Settings) -> TrainingSettings:
         dropout=model.dropout,
         warmup_readings=model.warmup_readings,
         every_s=train.every_s,
+        after_readings=None if train.after_readings == "off" else train.after_readings,
+        on_drift=train.on_drift,
+        least_pause_s=train.least_pause_s,
         max_seconds=train.max_duration_s,
+        max_cpu_s=train.max_cpu_s,
+        max_memory_bytes=train.max_memory_mb * 1_000_000,
+        # At QoS 1 the broker hands over no more than its window: half of that waiting for long is a backlog.
+        pause_at=min(PAUSE_AT, settings.mqtt.receive_maximum // 2),
         max_rows=train.max_rows_per_device,
         max_devices=train.max_devices,
         seed=train.seed,

@@ -36,6 +36,8 @@ decoder = "scalar"
 [model]
 hidden = 8
 warmup_readings = {warmup}
+[train]
+nice = 10
 [alerts]
 update_every = "30s"
 [http]

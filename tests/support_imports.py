@@ -70,7 +70,7 @@ LAYERS: Mapping[str, Layer] = {
     "logs": Layer(modules=("gruard.daemon.logs",), ours=("records",), clocks=True),
     # The trainer's process: the one place where the daemon's side and torch meet. Nobody imports it.
     "round": Layer(
-        modules=("gruard.daemon.training_round", "gruard.daemon.anchor"),
+        modules=("gruard.daemon.training_round", "gruard.daemon.round_conduct", "gruard.daemon.anchor"),
         ours=(*_INNER, "training", "edges", "joints", "round"),
         packages=("numpy", "msgspec"),
         clocks=True,
@@ -88,6 +88,7 @@ LAYERS: Mapping[str, Layer] = {
                 "pipeline",
                 "recording",
                 "recovery",
+                "round_pace",
                 "rounds",
                 "wiring",
             )

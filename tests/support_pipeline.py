@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gruard.daemon.edges.trainer import TrainOutcome
     from gruard.daemon.records import Reading
 
-QUICK = TrainingSettings(hidden=8, warmup_readings=200, every_s=3600.0, max_seconds=60.0)
+QUICK = TrainingSettings(hidden=8, warmup_readings=200, every_s=3600.0, max_seconds=60.0, nice=10)
 UNTRAINED = TrainingSettings(every_s=None)
 
 

@@ -73,6 +73,9 @@ def busy_metrics() -> Metrics:
     metrics.set_ready(True)
     metrics.model_live("plant/8", "m-1", "gru", skill=1.5, trained_s=1_700_000_000.0)
     metrics.retrained("promoted", 42.0)
+    metrics.retrain_started("drift", 2)
+    metrics.retrain_used(12.5, 300_000_000)
+    metrics.set_retrain(0.25, paused=True)
     metrics.model_swapped()
     return metrics
 

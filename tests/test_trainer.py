@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,9 +15,6 @@ from support_mqtt import wait_until
 from gruard.daemon.edges import trainer as trainer_module
 from gruard.daemon.edges.trainer import LOG_NAME, Trainer, TrainOutcome, TrainRequest
 from gruard.models.calibration import Budget
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def request(folder: Path, **changes: object) -> TrainRequest:
@@ -139,7 +137,13 @@ def test_poll_outcome_is_the_last_line_and_output_is_kept(tmp_path: Path, script
     scripted(f"import sys; print('epoch 1'); print('warn', file=sys.stderr); print({good!r})")  # type: ignore[operator]
     trainer = Trainer(tmp_path)
     trainer.start(request(tmp_path), 0.0)
-    assert outcome_of(trainer) == TrainOutcome("g", "promoted", "fine", "abc", 1.5)
+    outcome = outcome_of(trainer)
+    assert (outcome.result, outcome.reason, outcome.model, outcome.seconds) == (
+        "promoted",
+        "fine",
+        "abc",
+        1.5,
+    )
     assert "epoch 1" in (tmp_path / LOG_NAME).read_text()
     assert "warn" in (tmp_path / LOG_NAME).read_text()
 
@@ -175,3 +179,155 @@ def test_request_reaches_the_child_as_it_was_made(budget: Budget, tmp_path: Path
     """What goes over the pipe is the same request on the other side, the budget's kind included."""
     sent = request(tmp_path, budget=budget, before_s=2.5)
     assert msgspec.json.decode(msgspec.json.encode(sent), type=TrainRequest) == sent
+
+
+#: A child that conducts itself as a real one does, and then does what a test asks for.
+CONDUCTED = """
+import sys, time
+import msgspec
+from gruard.daemon.edges.trainer import TrainOutcome, TrainRequest
+from gruard.daemon.round_conduct import Conduct, OutOfTimeError
+request = msgspec.json.decode(sys.stdin.buffer.read(), type=TrainRequest)
+conduct = Conduct()
+def end(result, reason):
+    sys.stdout.buffer.write(msgspec.json.encode(TrainOutcome("g", result, reason)) + b"\\n")
+"""
+
+
+def test_poll_shows_how_far_the_child_says_it_is(tmp_path: Path, scripted: object) -> None:
+    """Progress comes as lines among others; one that is not whole yet waits, and nonsense is no progress."""
+    scripted(  # type: ignore[operator]
+        CONDUCTED
+        + "print('a warning'); conduct.tell('reading', 0.1); conduct.tell('fitting', 0.52)\n"
+        + "print('{\"type\":\"progress\"', end='', flush=True); time.sleep(60)"
+    )
+    trainer, now = Trainer(tmp_path), [0.0]
+    trainer.start(request(tmp_path, max_seconds=1e9), 0.0)
+
+    def told() -> bool:
+        now[0] += 1.0
+        assert trainer.poll(now[0]) is None
+        return trainer.progress is not None and trainer.progress.stage == "fitting"
+
+    assert wait_until(told, 30)
+    assert trainer.progress is not None
+    assert trainer.progress.done == 0.52
+    trainer.stop()
+    assert trainer.progress is None
+
+
+def test_poll_round_beyond_its_processor_time_is_a_timeout(tmp_path: Path, scripted: object) -> None:
+    """The child hears of it, ends in order and says so; what it used is told with the outcome."""
+    scripted(  # type: ignore[operator]
+        CONDUCTED
+        + "try:\n    while True: sum(range(999))\n"
+        + "except OutOfTimeError as error: end('timeout', f'in order: {error}')"
+    )
+    trainer = Trainer(tmp_path)
+    trainer.start(request(tmp_path, max_cpu_s=4.0), 0.0)
+    outcome = outcome_of(trainer)
+    assert (outcome.result, outcome.reason) == ("timeout", "in order: out of processor time")
+    assert 3.9 < outcome.cpu_s < 6.0
+
+
+def test_poll_round_that_ignores_the_end_of_its_processor_time_is_ended(
+    tmp_path: Path, scripted: object
+) -> None:
+    """Without the child's help the system ends it, and the reason is told all the same."""
+    scripted("while True: pass")  # type: ignore[operator]
+    trainer = Trainer(tmp_path)
+    trainer.start(request(tmp_path, max_cpu_s=1.0), 0.0)
+    outcome = outcome_of(trainer)
+    assert outcome.result == "timeout"
+    assert "of processor time" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "x = bytearray(400_000_000)",
+        "import numpy; numpy.ones(50_000_000)",
+        "import torch; torch.set_num_threads(1); torch.ones(100_000_000)",
+        "import resource; resource.setrlimit(resource.RLIMIT_DATA, (10**8, 10**8)); import torch",
+    ],
+)
+def test_poll_round_that_needs_more_memory_than_it_may_have_says_so(
+    tmp_path: Path, scripted: object, script: str
+) -> None:
+    """However the want of memory shows, the reason names it."""
+    scripted(script)  # type: ignore[operator]
+    trainer = Trainer(tmp_path)
+    trainer.start(request(tmp_path, max_memory_bytes=350_000_000), 0.0)
+    outcome = outcome_of(trainer)
+    assert outcome.result == "failed"
+    assert "ran out of memory" in outcome.reason
+
+
+def test_pause_lets_the_child_wait_and_moves_its_deadline(tmp_path: Path, scripted: object) -> None:
+    """While paused the child does nothing and its time stands still; afterwards it goes on to its end."""
+    ticks = tmp_path / "ticks"
+    scripted(  # type: ignore[operator]
+        CONDUCTED
+        + f"for n in range(40):\n    open({str(ticks)!r}, 'a').write('x'); conduct.tell('t', n / 40);"
+        + " time.sleep(0.05)\nend('rejected', 'done')"
+    )
+    trainer = Trainer(tmp_path)
+    trainer.start(request(tmp_path, max_seconds=30.0), 0.0)
+    assert wait_until(ticks.exists, 30)
+    trainer.pause(10.0)
+    time.sleep(0.5)
+    stands = ticks.stat().st_size
+    time.sleep(0.5)
+    assert ticks.stat().st_size == stands < 40
+    assert trainer.poll(1000.0) is None
+    trainer.go_on(1000.0)
+    outcome = outcome_of(trainer, 1019.0)  # 29 s of its own
+    assert outcome.reason == "done"
+    assert ticks.stat().st_size == 40
+
+
+def test_poll_asks_again_for_a_pause_that_came_too_early(tmp_path: Path, scripted: object) -> None:
+    """A child that was not ready to be asked waits when it is."""
+    ticks = tmp_path / "ticks"
+    scripted(  # type: ignore[operator]
+        CONDUCTED
+        + f"while True:\n    open({str(ticks)!r}, 'a').write('x'); conduct.tell('t', 0.5); time.sleep(0.05)"
+    )
+    trainer = Trainer(tmp_path)
+    trainer.start(request(tmp_path, max_seconds=1e9), 0.0)
+    trainer.pause(0.0)
+    assert wait_until(ticks.exists, 30)
+    assert trainer.poll(5.0) is None
+    time.sleep(0.3)
+    stands = ticks.stat().st_size
+    time.sleep(0.5)
+    assert ticks.stat().st_size == stands
+    trainer.stop()
+
+
+def test_child_that_waits_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
+    """Nobody would ever wake it: a round whose daemon was killed does not stay behind."""
+    parent = (
+        "import os, signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE,"
+        " stdout=subprocess.PIPE, start_new_session=True)\n"
+        "child.stdout.readline(); os.kill(child.pid, signal.SIGTSTP); time.sleep(0.3)\n"
+        "print(child.pid, flush=True); os._exit(0)\n"
+    )
+    child = (
+        "import time\nfrom gruard.daemon import round_conduct\nround_conduct.ORPHAN_S = 0.2\n"
+        "conduct = round_conduct.Conduct()\nconduct.tell('ready', 0.0)\ntime.sleep(600)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent, child], capture_output=True, text=True, timeout=60, check=True
+    )
+    pid = int(done.stdout)
+
+    def is_gone() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+    assert wait_until(is_gone, 30)

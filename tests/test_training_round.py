@@ -9,6 +9,7 @@ from support_engine import plant_rows
 
 from gruard.daemon import training_round
 from gruard.daemon.edges.trainer import TrainRequest
+from gruard.daemon.round_conduct import Conduct
 from gruard.models.calibration import Budget
 from gruard.models.errors import ModelError
 from gruard.models.history import History
@@ -39,7 +40,7 @@ def test_run_round_rows_abnormal_in_hindsight_do_not_teach(
         taught.append(histories)
         raise ModelError("far enough")
 
-    monkeypatch.setattr(training_round, "_histories", lambda _: {"pump": contaminated()})
+    monkeypatch.setattr(training_round, "_histories", lambda *_: {"pump": contaminated()})
     monkeypatch.setattr(training_round, "train", train)
     request = TrainRequest(
         directory=str(tmp_path),
@@ -61,7 +62,7 @@ def test_run_round_rows_abnormal_in_hindsight_do_not_teach(
         nice=0,
         now_s=0.0,
     )
-    assert training_round.run_round(request).result == "rejected"
+    assert training_round.run_round(request, Conduct()).result == "rejected"
     normal = taught[0]["pump"].normal
     assert normal[WILD].mean() < 0.2
     assert np.delete(normal, np.r_[WILD]).mean() > 0.95

@@ -22,6 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from gruard.daemon.core.schedule import ROUND_REASONS
 from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, clean_label
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
 
@@ -258,6 +259,20 @@ class Metrics:
         self._retrains.add(result, 1)
         self._retrain_duration.observe(seconds)
 
+    def retrain_started(self, reason: str, n: int = 1) -> None:
+        """Count training rounds that began, by why."""
+        self._retrains_started.add(reason, n)
+
+    def retrain_used(self, cpu_s: float, peak_bytes: int) -> None:
+        """Record what an ended round used: seconds of processor time, and most resident memory."""
+        self._retrain_cpu.inc(cpu_s)
+        self._retrain_peak.set(peak_bytes)
+
+    def set_retrain(self, done: float, *, paused: bool) -> None:
+        """Show how far the running round is (share; 0: none runs), and whether it waits."""
+        self._retrain_progress.set(done)
+        self._retrain_paused.set(paused)
+
     def model_swapped(self) -> None:
         """Count one change of the weights that score."""
         self._swaps.inc()
@@ -381,6 +396,17 @@ class Metrics:
         self._retrain_duration = self._histogram(
             "retrain_duration_seconds", "Time of one training round.", RETRAIN_BUCKETS_S
         )
+        self._retrains_started = ReasonCounter(
+            self._counter("retrain_started_total", "Training rounds begun, by why.", "reason"), ROUND_REASONS
+        )
+        self._retrain_cpu = self._counter("retrain_cpu_seconds_total", "Processor time of training rounds.")
+        self._retrain_peak = self._gauge(
+            "retrain_peak_memory_bytes", "Most resident memory of the newest training round."
+        )
+        self._retrain_progress = self._gauge(
+            "retrain_progress_ratio", "Share of the running training round that is done; 0 while none runs."
+        )
+        self._retrain_paused = self._gauge("retrain_paused", "1 while the running training round waits.")
         self._swaps = self._counter("model_swaps_total", "Changes of the weights that score.")
 
     def _drop_group_series(self, group: str, label: str) -> None:

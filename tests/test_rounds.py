@@ -1,0 +1,91 @@
+"""When training rounds begin, why, and how they give way to scoring: the real pipeline and real children."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from support_engine import plant_rows, readings_of
+from support_mqtt import wait_until
+from support_pipeline import QUICK, finish_round, opened, play
+
+from gruard.daemon.core.overload import PAUSE_AFTER_S
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from gruard.daemon.pipeline import Pipeline
+
+WARMUP = QUICK.warmup_readings
+
+
+def group_of(pipeline: Pipeline) -> str:
+    (group,) = pipeline.engine.groups
+    return group
+
+
+def test_begin_if_due_new_readings_begin_a_round_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first round has its reason, and after so many readings more there is another."""
+    caplog.set_level(logging.INFO)
+    rows = plant_rows(WARMUP + 140)
+    with opened(tmp_path / "a", replace(QUICK, after_readings=100, least_pause_s=0.0)) as pipeline:
+        play(pipeline, readings_of("a", rows[: WARMUP + 90]))
+        assert dict(pipeline.rounds.started) == {"first": 1}
+        play(pipeline, readings_of("a", rows[WARMUP + 90 :], start_s=1090.0 + WARMUP))
+        assert dict(pipeline.rounds.started) == {"first": 1, "readings": 1}
+    assert "the group has no model" in caplog.text
+    assert "there are enough new readings" in caplog.text
+
+
+def test_ask_begins_a_round_without_readings(tmp_path: Path) -> None:
+    """A round by command waits for nothing but the one that runs; a group that is not there is refused."""
+    with opened(tmp_path / "a") as pipeline:
+        play(pipeline, readings_of("a", plant_rows(WARMUP + 20)))
+        assert not pipeline.rounds.ask("nothing of the kind")
+        assert pipeline.rounds.ask(group_of(pipeline))
+        pipeline.advance()
+        assert not pipeline.rounds.is_asked
+        assert pipeline.rounds.started["command"] == 1
+        assert finish_round(pipeline).result in {"promoted", "rejected"}
+
+
+def test_paused_rounds_rest_until_they_may_go_on(tmp_path: Path) -> None:
+    """While rounds rest none begins, not even one that was asked for; it begins afterwards."""
+    with opened(tmp_path / "a", hold=False) as pipeline:
+        pipeline.rounds.paused = True
+        play(pipeline, readings_of("a", plant_rows(WARMUP + 20)))
+        pipeline.rounds.ask(group_of(pipeline))
+        pipeline.advance()
+        assert pipeline.rounds.trainer.group is None
+        pipeline.rounds.paused = False
+        pipeline.advance()
+        assert pipeline.rounds.trainer.group == group_of(pipeline)
+
+
+def test_poll_round_waits_while_scoring_is_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A queue that stays long pauses the round; once it is worked off the round goes on to its end."""
+    caplog.set_level(logging.INFO)
+    with opened(tmp_path / "a") as pipeline:
+        play(pipeline, readings_of("a", plant_rows(WARMUP + 20)))
+        pipeline.rounds.ask(group_of(pipeline))
+        pipeline.advance()
+        trainer = pipeline.rounds.trainer
+
+        def waits() -> bool:
+            assert pipeline.poll_training(waiting=QUICK.pause_at + 1) is None
+            return trainer.paused
+
+        assert wait_until(waits, 10 * PAUSE_AFTER_S)
+        for _ in range(30):  # far longer than the round takes
+            assert pipeline.poll_training(waiting=QUICK.pause_at + 1) is None
+            time.sleep(0.1)
+        assert finish_round(pipeline).result in {"promoted", "rejected"}
+    assert "waits: scoring is behind" in caplog.text
+    assert "goes on" in caplog.text
+    assert ": fitting, " in caplog.text

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gruard.models.calibration import Budget
     from gruard.models.forecaster import Forecaster
     from gruard.models.history import Aligned, History
+    from gruard.models.loan import Loan
 
     Floats: TypeAlias = NDArray[np.float32]
     State: TypeAlias = dict[str, NDArray[Any]]
@@ -102,13 +103,15 @@ def enrol(
     forecaster: Forecaster | None,
     budget: Budget,
     may_be_ready: NDArray[np.bool_],
+    loan: Loan | None = None,
 ) -> tuple[State, NDArray[np.bool_]]:
     """State rows (N, ...) of N devices from their histories, and of which the model is in charge (N,).
 
-    Every history has at least one row. A side that is in charge of none of the devices gives no rows.
+    Every history has at least one row. A side that is in charge of none of the devices gives no rows. With a
+    `loan`, devices that no round has fitted borrow: the model that is put in charge of them knows little.
     """
-    known = [None if one is None else (one.location, one.scale) for one in fitted]
-    state = blank(histories, known)
+    stands = [loan if one is None else one for one in fitted]
+    state = blank(histories, [_scaling_of(one, h) for one, h in zip(stands, histories, strict=True)])
     readings = align(state, histories)
     ready = np.array([one is not None and one.skill >= 1.0 - MAY_LOSE for one in fitted]) & may_be_ready
     unsure = np.array([one is None for one in fitted]) & may_be_ready
@@ -126,15 +129,23 @@ def enrol(
             ready[n] = held_back_skill(readings, lines[0][:, n], mix[:, n], histories[n], n) >= 1.0 - MAY_LOSE
     state |= fresh(alarm.columns() | onset.columns(), len(histories))
     state |= {"level": np.zeros(len(histories), np.float32), "glow": np.zeros(len(histories), np.float32)}
-    for n, (history, one) in enumerate(zip(histories, fitted, strict=True)):
+    for n, (history, one) in enumerate(zip(histories, stands, strict=True)):
         own = slice(len(readings.valid) - len(history.time_s), None)
         if ready[n] and lines is not None and forecaster is not None:
             u = _calibrate_model(state, n, lines[:, own, n], readings.mask[own, n], history, one, forecaster)
         elif mix is not None:
             u = _calibrate_baseline(state, n, readings.z[own, n], readings.mask[own, n], mix[own, n], history)
-            one = None  # noqa: PLW2901 -- what the trainer fixed is for the model
+            one = None  # noqa: PLW2901 -- what the trainer fixed or the group lends is for the model
         _settle(state, n, u, history, budget, one)
     return state, ready
+
+
+def _scaling_of(
+    one: Fitted | Loan | None, history: History
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    if isinstance(one, Fitted):
+        return one.location, one.scale
+    return None if one is None else one.scaling(history)
 
 
 def replay(rows: State, readings: Aligned, forecaster: Forecaster) -> Floats:
@@ -228,16 +239,18 @@ def _calibrate_model(
     lines: Floats,
     mask: NDArray[np.bool_],
     history: History,
-    known: Fitted | None,
+    known: Fitted | Loan | None,
     forecaster: Forecaster,
 ) -> Floats:
     """Fit what turns the model's evidence of device n into a score; its u (T, 2) so far."""
     e = distance_series(lines, mask, forecaster.precision)
     use, held, _ = rows_to_use(history.normal)
     med, q = _fit_streams(e, e, use, held)
-    if known is not None:
+    if isinstance(known, Fitted):
         # The trainer judged older rows: what the device did since, without an alarm, is normal too.
         med, q = known.median, np.maximum(known.quantile, q)
+    elif known is not None:
+        med, q = known.thresholds(med, q, len(history.time_s))
     newest = evidence.distances(lines[:, -16:], mask[-16:], forecaster.precision)[1]  # (E, 16, F)
     state["evidence"][n], state["parts"][n] = e[-1], newest.mean(axis=1)
     state["median"][n], state["inverse"][n] = med, calibration.inverse_width(med, q)
@@ -279,20 +292,21 @@ def _settle(
     u: Floats,
     history: History,
     budget: Budget,
-    known: Fitted | None,
+    known: Fitted | Loan | None,
 ) -> None:
     """Start alarm, onset and afterglow of device n from its u (T, 2) so far."""
     alarm.reset(state["alarm"][n])
     alarm.settle(state["alarm"][n], u[:, 0])
     onset.settle(state["onset_counts"][n], state["onset"][n], u[:, 1])
     state["glow"][n] = alarm.mean_after(calibration.glowing(u[:, 0]), float(calibration.GLOW))
-    if known is not None:
+    if isinstance(known, Fitted):
         state["level"][n] = known.level
         return
     _, held, _ = rows_to_use(history.normal)
     rate = budget.rate(float(state["usual_gap_s"][n]))
     level = calibration.alarm_level(alarm.slow_mean(u[:, 0])[held], rate, budget.least_level)
-    state["level"][n] = level * unseen_factor(len(u))
+    level *= unseen_factor(len(u))
+    state["level"][n] = level if known is None else known.alarm_level(level, len(u))
 
 
 def unseen_factor(rows: int) -> float:

@@ -37,6 +37,7 @@ from gruard.models.enrolment import fitted_devices
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.group import ENROL_AT, GroupScorer, Phase, Scores
+from gruard.models.loan import loan_of
 from gruard.models.weights import check_network
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ class Engine:
         if forecaster.fields != len(group.fields):
             raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
-        group.scorer.adopt(forecaster, package.manifest.id)
+        group.scorer.adopt(forecaster, package.manifest.id, loan_of(package.tensors))
         group.model, group.fitted = package.manifest.id, fitted
         self._mark(group.devices)
         return [

@@ -37,6 +37,7 @@ from gruard.models.history import (
 )
 from gruard.models.training.comparators import TWO_SIDED_CELL, config_for, steps_over
 from gruard.models.training.fit import FitConfig, fit
+from gruard.models.training.lending import group_width, loan_tensors
 from gruard.models.training.panel import Panel, fit_linear, panel_of, settled
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ LUCK = 6.6
 LONG_ROWS, LONG_FACTOR, LONG_MEMORY = 2000, 2, 199
 #: Cells whose gates can be opened.
 GATED = ("gru", "lstm")
-#: A device's range of normal is at least the one that this share of its group keeps within.
-BORROWED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +138,11 @@ def train(
     early_lines = np.concatenate([var.early - correction[:-1] / panel.to_sigma, panel.early.z[None]])
     tensors["precision"] = _precision(lines, panel.seen)
 
-    fitted = _fit_devices(panel, lines, early_lines, tensors["precision"], options)
-    tensors |= _device_tensors(fitted)
+    own = _fit_devices(panel, lines, early_lines, tensors["precision"], options)
+    # What one device has not shown yet, another has: nobody is held to less than most of the group are.
+    width = group_width(own)
+    fitted = [replace(f, quantile=np.asarray(np.maximum(f.quantile, f.median + width))) for f in own]
+    tensors |= _device_tensors(fitted) | loan_tensors(fitted, panel.histories, width)
     report: dict[str, float | int | str] = {
         "steps": result.steps_done,
         "stopped_because": result.stopped_because,
@@ -263,14 +265,9 @@ def _fit_devices(
     """Calibrate every device: lines (E, T, N, F) of the model that will score and of the honest one."""
     early_P = _precision(early_lines[:, : panel.cut], panel.seen[: panel.cut])
     mix = _baseline_forecasts(panel)
-    own = [
+    return [
         _fit_device(panel, n, lines[:, :, n], early_lines[:, :, n], mix[:, n], (P, early_P), options)
         for n in range(len(panel.names))
-    ]
-    # What one device has not shown yet, another has: nobody is held to less than most of the group are.
-    group = np.quantile([f.quantile - f.median for f in own], BORROWED, axis=0)  # (E, K)
-    return [
-        replace(f, quantile=np.asarray(np.maximum(f.quantile, f.median + group), np.float32)) for f in own
     ]
 
 

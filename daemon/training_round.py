@@ -21,7 +21,7 @@ from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.models import memory, weights
 from gruard.models.arena import fresh
-from gruard.models.enrolment import replay
+from gruard.models.enrolment import fitted_devices, replay
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.history import FIT_SHARE, History, align, blank, mean_error, normal_rows
@@ -108,17 +108,22 @@ def _compare(histories: dict[str, History], candidate: Candidate, folder: Path, 
     try:
         package = weights.read(folder, parent)
         live = Forecaster(weights.check_network(package), package.tensors)
+        heads = {n: f.head for n, f in fitted_devices(package.manifest.devices, package.tensors).items()}
     except ModelError:
         return ""  # a live model that cannot be read any more is no reason to keep it
-    error = _held_back_error([histories[name] for name in candidate.devices], live)
+    of = [heads.get(name, 0) for name in candidate.devices]
+    error = _held_back_error([histories[name] for name in candidate.devices], live, of)
     if candidate.held_back_error > MAY_LOSE * error:
         return f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
     return ""
 
 
-def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
+def _held_back_error(histories: list[History], forecaster: Forecaster, heads: list[int]) -> float:
     readings = align(blank(histories, [None] * len(histories)), histories)
-    residual = replay(fresh(memory.columns(forecaster), len(histories)), readings, forecaster)[0]  # (T, N, F)
+    rows = fresh(memory.columns(forecaster), len(histories))
+    if forecaster.heads:
+        rows["head"][:] = heads
+    residual = replay(rows, readings, forecaster)[0]  # (T, N, F)
     held = slice(int(len(readings.valid) * FIT_SHARE), None)
     seen = readings.mask & normal_rows(histories, len(readings.valid))[..., None]
     return mean_error(residual[held], seen[held])

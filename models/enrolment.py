@@ -39,6 +39,8 @@ MAY_LOSE = 2.5
 #: fifty readings of a machine that switches once a minute have not seen all it does, and a false alarm on
 #: the first evening is never forgiven.
 UNSEEN = 100.0
+#: Another head than the shared one forecasts a newcomer with at most this share of its error.
+HEAD_BETTER = 0.8
 #: What a round may have fixed for a device lies within: readings end at 1e15, and scales begin far above.
 SMALLEST_FIT, LARGEST_FIT = 1e-12, 1e16
 
@@ -53,6 +55,7 @@ class Fitted:
     quantile: Floats  # (E, K)
     level: float
     skill: float
+    head: int = 0  # whose weights forecast it: 0 = the shared ones
 
 
 def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Fitted]:
@@ -74,6 +77,12 @@ def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) 
         "level": _device_tensor(tensors, "level", (len(names),), SMALLEST_FIT, LARGEST_FIT),
         "skill": _device_tensor(tensors, "skill", (len(names),), -LARGEST_FIT, 1.0),
     }
+    heads = np.zeros(len(names), np.int64)
+    if "device.head" in tensors:
+        kept = tensors.get("head.weights", np.zeros(0))
+        heads = _device_tensor(tensors, "head", (len(names),), 0, kept.shape[0] if kept.ndim else 0)
+        if heads.dtype.kind != "i":
+            raise ModelError("tensor device.head holds no whole numbers")
     return {
         name: Fitted(
             found["location"][n],
@@ -82,6 +91,7 @@ def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) 
             found["quantile"][n],
             float(found["level"][n]),
             float(found["skill"][n]),
+            int(heads[n]),
         )
         for n, name in enumerate(names)
     }
@@ -118,6 +128,11 @@ def enrol(
     lines = mix = None
     if forecaster is not None and (ready.any() or unsure.any()):
         rows = fresh(memory.columns(forecaster) | judge.columns(forecaster), len(histories))
+        if forecaster.heads:
+            rows["head"][:] = [
+                nearest_head(readings, n, forecaster) if one is None else one.head
+                for n, one in enumerate(fitted)
+            ]
         lines = replay(rows, readings, forecaster)
         state |= rows
     if lines is None or not ready.all():
@@ -154,7 +169,7 @@ def replay(rows: State, readings: Aligned, forecaster: Forecaster) -> Floats:
     Returns by line how each reading differs from its forecasts and, in the last, from the learned normal,
     (E, T, N, F). The first rows, whose forecasts were not made from readings, differ by 0.
     """
-    kept = ("hidden", "lags", "pending")
+    kept = memory.columns(forecaster)
     lines = np.zeros((len(forecaster.precision), *readings.z.shape), np.float32)
 
     def step(moving: State, t: int, here: NDArray[np.int64]) -> None:
@@ -215,6 +230,20 @@ def held_back_skill(readings: Aligned, residual: Floats, mix: Floats, history: H
     z, mask = readings.z[own, n], readings.mask[own, n]
     errors = [mean_error(r[held], mask[held]) for r in (residual[own], z - mix[own])]
     return 1.0 - errors[0] / max(errors[1], 1e-6)
+
+
+def nearest_head(readings: Aligned, n: int, forecaster: Forecaster) -> int:
+    """The head that forecasts all rows of device n best; the shared one unless another is clearly better."""
+    own = slice(int(readings.valid[:, n].argmax()), None)
+    z, mask = readings.z[own, n], readings.mask[own, n].copy()
+    lags = linear.lagged(z, linear.LAGS)  # (T, LAGS, F): what was known before each row
+    mask[: forecaster.order] = False
+    errors = [
+        mean_error(z - forecaster.forecast(lags, np.full(len(z), head))[:, 0], mask)
+        for head in range(forecaster.heads + 1)
+    ]
+    best = int(np.argmin(errors))
+    return best if errors[best] < HEAD_BETTER * errors[0] else 0
 
 
 def distance_series(lines: Floats, mask: NDArray[np.bool_], P: Floats) -> Floats:

@@ -148,6 +148,13 @@ class GroupScorer:
         """Share (B,) of each slot's thresholds that its group has lent it: 0 for what stands on its own."""
         return np.asarray(self._arena["borrowed"][slots])
 
+    def heads(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whose linear weights forecast each slot (B,): 0 = the shared ones, also for the baseline."""
+        if self.forecaster is None or not self.forecaster.heads:
+            return np.zeros(len(slots), np.int64)
+        in_charge = self._arena["phase"][slots] == Phase.READY
+        return np.where(in_charge, self._arena["head"][slots], 0)
+
     def hidden(self, slots: NDArray[np.int64]) -> Floats:
         """The recurrent memory of each slot (B, W); W is 0 without a model."""
         if self.forecaster is None:

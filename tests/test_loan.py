@@ -8,7 +8,7 @@ from support_engine import Bench, plant_rows, readings_of
 from support_models import quick_candidate, sealed_model
 
 from gruard.daemon.core.engine import group_name
-from gruard.daemon.core.events import Scored
+from gruard.daemon.core.events import Reached, Scored
 from gruard.models import scaling
 from gruard.models.errors import ModelError
 from gruard.models.history import History
@@ -161,3 +161,14 @@ def test_loan_lasts_through_a_checkpoint() -> None:
     again.rows["new"] = list(bench.rows["new"])
     told = [[e.score for e in each.feed(more) if isinstance(e, Scored)] for each in (bench, again)]
     assert told[0] == told[1]
+
+
+def test_device_tells_once_when_it_is_first_scored_and_ready() -> None:
+    """In seconds and readings since its first; of the devices that the model was trained on, too."""
+    bench = fleet()
+    events = bench.feed(readings_of("new", plant_rows(220, 9)))
+    told = [event for event in events if isinstance(event, Reached)]
+    assert told == [Reached("new", "first_score", 10.0, 11), Reached("new", "ready", 50.0, 51)]
+    device = bench.engine.devices["new"]
+    assert (device.first_s, device.first_score_s, device.ready_s) == (1000.0, 10.0, 50.0)
+    assert device.borrowed == pytest.approx(share_of(200))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.daemon.core import alerts, telling
+from gruard.daemon.core import alerts, progress, telling
 from gruard.daemon.core.admission import Admission
 from gruard.daemon.core.checkpoints import DeviceRow, Marks, loaded, open_state, row_of
 from gruard.daemon.core.devices import (
@@ -63,7 +63,7 @@ PHASE_NAMES = {
     Phase.LEARNING: "learning",
     Phase.READY: "ready",
 }
-_LEARNING = int(Phase.LEARNING)
+_LEARNING, _READY = int(Phase.LEARNING), int(Phase.READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,8 @@ class Engine:
             take_time(device, reading, mark_of(row.tobytes(), reading.sequence, event_time=timed))
             device.count += 1
             device.phase = PHASE_NAMES[phase]
+            if device.ready_s is None:
+                events += progress.note(device, reading, scored=score == score, ready=phase == _READY)  # noqa: PLR0124 -- NaN while gathering
             events.append(
                 Scored(
                     reading,
@@ -268,6 +270,9 @@ class Engine:
             slots = np.array([group.devices[name] for name in names])
             fitted = [group.fitted.get(name) for name in names]
             group.scorer.enrol(slots, [histories[name] for name in names], fitted)
+            stands = group.scorer.borrowed(slots).tolist(), group.scorer.heads(slots).tolist()
+            for name, share, head in zip(names, *stands, strict=True):
+                self.devices[name].borrowed, self.devices[name].head = share, group.head_name(name, head)
             self._mark(names)
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:

@@ -97,7 +97,10 @@ def _errors(package: ModelPackage, histories: Mapping[str, History]) -> dict[str
     scaling = [(fitted[name].location, fitted[name].scale) if name in fitted else None for name in histories]
     rows = blank(listed, scaling)
     readings = align(rows, listed)
-    lines = replay(fresh(memory.columns(forecaster), len(listed)), readings, forecaster)
+    state = fresh(memory.columns(forecaster), len(listed))
+    if forecaster.heads:
+        state["head"][:] = [0 if name not in fitted else fitted[name].head for name in histories]
+    lines = replay(state, readings, forecaster)
     off = np.where(readings.mask, np.abs(lines[0]), np.nan)  # (T, N, F) sigma
     return {
         name: off[len(off) - len(history.time_s) :, n] * rows["scale"][n]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 #: Columns of devices and alerts that a table on a terminal has no room for.
-JSON_ONLY = ("threshold", "time", "group")
+JSON_ONLY = ("threshold", "time", "group", "first_score_s", "ready_s", "ready_at")
 
 
 def print_rows(

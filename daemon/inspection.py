@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gruard.daemon.core.devices import Device
 from gruard.daemon.core.engine import group_name, open_state
 from gruard.daemon.core.payloads import rfc3339
 from gruard.daemon.edges.database import open_readonly
@@ -67,29 +68,41 @@ def switches(directory: Path) -> list[Switch]:
 def devices(settings: Settings) -> list[dict[str, Any]]:
     """One row a device; StateError where there is no database yet."""
     with open_readonly(settings.state.directory) as reader:
-        phases = {}
+        known = {}
         alarmed = {row.device for row in reader.alerts(ALL_ROWS, open_only=True)}
         for checkpoint in reader.checkpoints():
             try:
-                phases[checkpoint.device] = open_state(checkpoint.state)[0].phase
+                known[checkpoint.device] = open_state(checkpoint.state)[0]
             except msgspec.DecodeError:
                 continue  # the daemon rebuilds it from the journal
         rows = []
         for row in reader.devices():
             newest = reader.history(row.device, row.fields, 1)
+            device = known.get(row.device, Device(row.device, row.source))
             score = float(newest.score[-1]) if len(newest.score) else math.nan
             rows.append(
                 {
                     "device": row.device,
                     "group": group_name(row.source, row.fields),
-                    "state": phases.get(row.device, "warming"),
+                    "state": device.phase,
                     "readings": row.readings,
                     "last_time": None if row.last_s is None else rfc3339(row.last_s),
                     "score": None if math.isnan(score) else round(score, 4),
                     "alarm": row.device in alarmed,
+                    "borrowed": round(device.borrowed, 2),
+                    "head": device.head,
+                    **_milestones(device),
                 }
             )
     return sorted(rows, key=lambda row: str(row["device"]))
+
+
+def _milestones(device: Device) -> dict[str, Any]:
+    """Seconds from its first reading until a device was scored, and was ready; None: not yet, or unknown."""
+    ready_at = None
+    if device.first_s is not None and device.ready_s is not None:
+        ready_at = rfc3339(device.first_s + device.ready_s)
+    return {"first_score_s": device.first_score_s, "ready_s": device.ready_s, "ready_at": ready_at}
 
 
 def alerts(settings: Settings) -> list[dict[str, Any]]:

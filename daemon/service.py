@@ -24,7 +24,7 @@ from gruard.daemon import __version__
 from gruard.daemon.announcer import Announcer
 from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine
-from gruard.daemon.core.events import Alert, Event, Noted, Refused, Removed, Scored
+from gruard.daemon.core.events import Alert, Event, Noted, Reached, Refused, Removed, Scored
 from gruard.daemon.core.sources import Sources
 from gruard.daemon.core.storm import Storm
 from gruard.daemon.edges import failpoints
@@ -283,11 +283,7 @@ class Service:
             match event:
                 case Scored():
                     scored += 1
-                    self._announcer.scored(event)
-                    for reason in event.reading.issues.values():
-                        self._metrics.field_issue(reason)
-                    if not math.isnan(event.score):
-                        self._metrics.device_score(event.reading.device, event.score)
+                    self._show(event)
                 case Refused(reading=reading, reason=""):
                     self._metrics.readings("duplicate")
                 case Refused(reading=reading, reason=reason):
@@ -299,11 +295,21 @@ class Service:
                     self._announcer.removed(device)
                     self._metrics.forget_device(device)
                     self._metrics.device_removed()
+                case Reached(device=device, what=what, seconds=seconds, readings=readings):
+                    self._metrics.device_reached(what, seconds)
+                    log.debug("%s: %s after %.0f s and %d readings", device, what, seconds, readings)
                 case Noted():
                     log.info("%s: %s", event.device, event.text)
                 case _:
                     pass  # EnrolDue was served by the pipeline
         self._metrics.readings("scored", scored)
+
+    def _show(self, scored: Scored) -> None:
+        self._announcer.scored(scored)
+        for reason in scored.reading.issues.values():
+            self._metrics.field_issue(reason)
+        if not math.isnan(scored.score):
+            self._metrics.device_score(scored.reading.device, scored.score)
 
     def _tell_alert(self, alert: Alert) -> None:
         if alert.state == "opened":

@@ -172,7 +172,8 @@ def _judged(
     verdict = Trial(histories, request.budget, request.seed).judge(new, live, anchored)
     if live is None:  # the group's first model, or one that cannot be read: no reason to keep that
         return verdict.refusal, verdict
-    error = _held_back_error(list(histories.values()), live.forecaster)
+    heads = [0 if (known := live.fitted.get(name)) is None else known.head for name in histories]
+    error = _held_back_error(list(histories.values()), live.forecaster, heads)
     if candidate.held_back_error > MAY_LOSE * error:
         worse = f"held-back error {candidate.held_back_error:.4f} is worse than the live model's {error:.4f}"
         return worse, verdict
@@ -200,9 +201,12 @@ def _package(folder: Path, model: str | None) -> ModelPackage | None:
     return package
 
 
-def _held_back_error(histories: list[History], forecaster: Forecaster) -> float:
+def _held_back_error(histories: list[History], forecaster: Forecaster, heads: list[int]) -> float:
     readings = align(blank(histories, [None] * len(histories)), histories)
-    residual = replay(fresh(memory.columns(forecaster), len(histories)), readings, forecaster)[0]  # (T, N, F)
+    rows = fresh(memory.columns(forecaster), len(histories))
+    if forecaster.heads:
+        rows["head"][:] = heads
+    residual = replay(rows, readings, forecaster)[0]  # (T, N, F)
     held = slice(int(len(readings.valid) * FIT_SHARE), None)
     seen = readings.mask & normal_rows(histories, len(readings.valid))[..., None]
     return mean_error(residual[held], seen[held])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gruard.models.calibration import Budget
     from gruard.models.forecaster import Forecaster
     from gruard.models.history import Aligned, History
+    from gruard.models.loan import Loan
 
     Floats: TypeAlias = NDArray[np.float32]
     State: TypeAlias = dict[str, NDArray[Any]]
@@ -38,6 +39,8 @@ MAY_LOSE = 2.5
 #: fifty readings of a machine that switches once a minute have not seen all it does, and a false alarm on
 #: the first evening is never forgiven.
 UNSEEN = 100.0
+#: Another head than the shared one forecasts a newcomer with at most this share of its error.
+HEAD_BETTER = 0.8
 #: What a round may have fixed for a device lies within: readings end at 1e15, and scales begin far above.
 SMALLEST_FIT, LARGEST_FIT = 1e-12, 1e16
 
@@ -52,6 +55,7 @@ class Fitted:
     quantile: Floats  # (E, K)
     level: float
     skill: float
+    head: int = 0  # whose weights forecast it: 0 = the shared ones
 
 
 def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Fitted]:
@@ -73,6 +77,12 @@ def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) 
         "level": _device_tensor(tensors, "level", (len(names),), SMALLEST_FIT, LARGEST_FIT),
         "skill": _device_tensor(tensors, "skill", (len(names),), -LARGEST_FIT, 1.0),
     }
+    heads = np.zeros(len(names), np.int64)
+    if "device.head" in tensors:
+        kept = tensors.get("head.weights", np.zeros(0))
+        heads = _device_tensor(tensors, "head", (len(names),), 0, kept.shape[0] if kept.ndim else 0)
+        if heads.dtype.kind != "i":
+            raise ModelError("tensor device.head holds no whole numbers")
     return {
         name: Fitted(
             found["location"][n],
@@ -81,6 +91,7 @@ def fitted_devices(names: tuple[str, ...], tensors: Mapping[str, NDArray[Any]]) 
             found["quantile"][n],
             float(found["level"][n]),
             float(found["skill"][n]),
+            int(heads[n]),
         )
         for n, name in enumerate(names)
     }
@@ -102,19 +113,26 @@ def enrol(
     forecaster: Forecaster | None,
     budget: Budget,
     may_be_ready: NDArray[np.bool_],
+    loan: Loan | None = None,
 ) -> tuple[State, NDArray[np.bool_]]:
     """State rows (N, ...) of N devices from their histories, and of which the model is in charge (N,).
 
-    Every history has at least one row. A side that is in charge of none of the devices gives no rows.
+    Every history has at least one row. A side that is in charge of none of the devices gives no rows. With a
+    `loan`, devices that no round has fitted borrow: the model that is put in charge of them knows little.
     """
-    known = [None if one is None else (one.location, one.scale) for one in fitted]
-    state = blank(histories, known)
+    stands = [loan if one is None else one for one in fitted]
+    state = blank(histories, [_scaling_of(one, h) for one, h in zip(stands, histories, strict=True)])
     readings = align(state, histories)
     ready = np.array([one is not None and one.skill >= 1.0 - MAY_LOSE for one in fitted]) & may_be_ready
     unsure = np.array([one is None for one in fitted]) & may_be_ready
     lines = mix = None
     if forecaster is not None and (ready.any() or unsure.any()):
         rows = fresh(memory.columns(forecaster) | judge.columns(forecaster), len(histories))
+        if forecaster.heads:
+            rows["head"][:] = [
+                nearest_head(readings, n, forecaster) if one is None else one.head
+                for n, one in enumerate(fitted)
+            ]
         lines = replay(rows, readings, forecaster)
         state |= rows
     if lines is None or not ready.all():
@@ -126,15 +144,23 @@ def enrol(
             ready[n] = held_back_skill(readings, lines[0][:, n], mix[:, n], histories[n], n) >= 1.0 - MAY_LOSE
     state |= fresh(alarm.columns() | onset.columns(), len(histories))
     state |= {"level": np.zeros(len(histories), np.float32), "glow": np.zeros(len(histories), np.float32)}
-    for n, (history, one) in enumerate(zip(histories, fitted, strict=True)):
+    for n, (history, one) in enumerate(zip(histories, stands, strict=True)):
         own = slice(len(readings.valid) - len(history.time_s), None)
         if ready[n] and lines is not None and forecaster is not None:
             u = _calibrate_model(state, n, lines[:, own, n], readings.mask[own, n], history, one, forecaster)
         elif mix is not None:
             u = _calibrate_baseline(state, n, readings.z[own, n], readings.mask[own, n], mix[own, n], history)
-            one = None  # noqa: PLW2901 -- what the trainer fixed is for the model
+            one = None  # noqa: PLW2901 -- what the trainer fixed or the group lends is for the model
         _settle(state, n, u, history, budget, one)
     return state, ready
+
+
+def _scaling_of(
+    one: Fitted | Loan | None, history: History
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    if isinstance(one, Fitted):
+        return one.location, one.scale
+    return None if one is None else one.scaling(history)
 
 
 def replay(rows: State, readings: Aligned, forecaster: Forecaster) -> Floats:
@@ -143,7 +169,7 @@ def replay(rows: State, readings: Aligned, forecaster: Forecaster) -> Floats:
     Returns by line how each reading differs from its forecasts and, in the last, from the learned normal,
     (E, T, N, F). The first rows, whose forecasts were not made from readings, differ by 0.
     """
-    kept = ("hidden", "lags", "pending")
+    kept = memory.columns(forecaster)
     lines = np.zeros((len(forecaster.precision), *readings.z.shape), np.float32)
 
     def step(moving: State, t: int, here: NDArray[np.int64]) -> None:
@@ -206,6 +232,20 @@ def held_back_skill(readings: Aligned, residual: Floats, mix: Floats, history: H
     return 1.0 - errors[0] / max(errors[1], 1e-6)
 
 
+def nearest_head(readings: Aligned, n: int, forecaster: Forecaster) -> int:
+    """The head that forecasts all rows of device n best; the shared one unless another is clearly better."""
+    own = slice(int(readings.valid[:, n].argmax()), None)
+    z, mask = readings.z[own, n], readings.mask[own, n].copy()
+    lags = linear.lagged(z, linear.LAGS)  # (T, LAGS, F): what was known before each row
+    mask[: forecaster.order] = False
+    errors = [
+        mean_error(z - forecaster.forecast(lags, np.full(len(z), head))[:, 0], mask)
+        for head in range(forecaster.heads + 1)
+    ]
+    best = int(np.argmin(errors))
+    return best if errors[best] < HEAD_BETTER * errors[0] else 0
+
+
 def distance_series(lines: Floats, mask: NDArray[np.bool_], P: Floats) -> Floats:
     """Evidence of one device along a series: lines (E, T, F), mask (T, F), P (E, F, F) -> e (T, E, K)."""
     return smoothed(evidence.distances(lines, mask, P)[0].T)
@@ -228,16 +268,18 @@ def _calibrate_model(
     lines: Floats,
     mask: NDArray[np.bool_],
     history: History,
-    known: Fitted | None,
+    known: Fitted | Loan | None,
     forecaster: Forecaster,
 ) -> Floats:
     """Fit what turns the model's evidence of device n into a score; its u (T, 2) so far."""
     e = distance_series(lines, mask, forecaster.precision)
     use, held, _ = rows_to_use(history.normal)
     med, q = _fit_streams(e, e, use, held)
-    if known is not None:
+    if isinstance(known, Fitted):
         # The trainer judged older rows: what the device did since, without an alarm, is normal too.
         med, q = known.median, np.maximum(known.quantile, q)
+    elif known is not None:
+        med, q = known.thresholds(med, q, len(history.time_s))
     newest = evidence.distances(lines[:, -16:], mask[-16:], forecaster.precision)[1]  # (E, 16, F)
     state["evidence"][n], state["parts"][n] = e[-1], newest.mean(axis=1)
     state["median"][n], state["inverse"][n] = med, calibration.inverse_width(med, q)
@@ -279,20 +321,21 @@ def _settle(
     u: Floats,
     history: History,
     budget: Budget,
-    known: Fitted | None,
+    known: Fitted | Loan | None,
 ) -> None:
     """Start alarm, onset and afterglow of device n from its u (T, 2) so far."""
     alarm.reset(state["alarm"][n])
     alarm.settle(state["alarm"][n], u[:, 0])
     onset.settle(state["onset_counts"][n], state["onset"][n], u[:, 1])
     state["glow"][n] = alarm.mean_after(calibration.glowing(u[:, 0]), float(calibration.GLOW))
-    if known is not None:
+    if isinstance(known, Fitted):
         state["level"][n] = known.level
         return
     _, held, _ = rows_to_use(history.normal)
     rate = budget.rate(float(state["usual_gap_s"][n]))
     level = calibration.alarm_level(alarm.slow_mean(u[:, 0])[held], rate, budget.least_level)
-    state["level"][n] = level * unseen_factor(len(u))
+    level *= unseen_factor(len(u))
+    state["level"][n] = level if known is None else known.alarm_level(level, len(u))
 
 
 def unseen_factor(rows: int) -> float:

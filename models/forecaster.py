@@ -3,8 +3,10 @@
     forecast of z[t+h] = VAR_h(z[t], z[t-1], ...) + clock_h(t+h) + gate_h * readout_h(hidden[t])
     hidden[t] = cell(hidden[t-1], [z, mask, gap][t])
 
-The gate is 0 for a field where the correction did not help on held-back rows, so the recurrent net can
-only add. Parameters are fixed; everything that moves belongs to a device and lives in the arena.
+A device that the shared weights do not fit has a head of its own, or one with others of its kind: VAR_h and
+gate_h are then those of the head. The gate is 0 for a field where the correction did not help on held-back
+rows, so the recurrent net can only add. Parameters are fixed; everything that moves belongs to a device and
+lives in the arena.
 """
 
 from __future__ import annotations
@@ -98,6 +100,13 @@ class Forecaster:
         }
         if self.clock_columns:
             shapes["var.clock"] = (self.clock_columns, width)
+        of_heads = tensors.get("head.weights")
+        if of_heads is not None and of_heads.ndim != 3:
+            raise ModelError("tensor head.weights is no stack of matrices")
+        self.heads = 0 if of_heads is None else len(of_heads)
+        if of_heads is not None:
+            shapes["head.weights"] = (self.heads, self.order * fields + 1, width)
+            shapes["head.gate"] = (self.heads, width)
         for name, shape in shapes.items():
             found = tensors.get(name)
             # Written so that NaN fails.
@@ -109,15 +118,24 @@ class Forecaster:
         self._slopes, self._constant = np.ascontiguousarray(weights[:-1]), weights[-1]
         self._clock = tensors["var.clock"].astype(np.float32) if self.clock_columns else None
         self._gate = tensors["gate"].astype(np.float32)
+        self._head_weights = None if of_heads is None else of_heads.astype(np.float32)
+        if self.heads:  # a row for each head, the shared one first
+            self._gate = np.concatenate([self._gate[None], tensors["head.gate"].astype(np.float32)])
         self._heard = bool(self._gate.any())
         self.precision = tensors["precision"].astype(np.float32)
 
-    def forecast(self, lags: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Linear forecasts, without the clock: lags (B, LAGS, F) -> (B, X, F)."""
+    def forecast(
+        self, lags: NDArray[np.float32], head: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Linear forecasts, without the clock: lags (B, LAGS, F), head (B,), 0 = shared -> (B, X, F)."""
         batch = len(lags)
         flat = lags[:, : self.order].reshape(batch, -1)  # (B, order * F)
         ahead = flat @ self._slopes
         ahead += self._constant
+        if head is not None and self._head_weights is not None:
+            for own in np.unique(head[head > 0]).tolist():
+                here = head == own
+                ahead[here] = flat[here] @ self._head_weights[own - 1, :-1] + self._head_weights[own - 1, -1]
         return np.asarray(ahead.reshape(batch, len(self.horizons), self.fields), np.float32)
 
     def clock_part(self, time_s: NDArray[np.float64]) -> NDArray[np.float32] | None:
@@ -128,12 +146,16 @@ class Forecaster:
         return part.reshape(len(time_s), len(self.horizons), self.fields)
 
     def remember(
-        self, inputs: NDArray[np.float32], hidden: NDArray[np.float32]
+        self,
+        inputs: NDArray[np.float32],
+        hidden: NDArray[np.float32],
+        head: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
         """Step the cell past a reading: inputs (B, I), hidden (B, W) -> correction (B, X, F), hidden, resets.
 
-        The state is checked before and after: a row with a number that is not finite starts again from
-        zero and is counted, because one such number would stay in the memory for ever.
+        `head` (B,) says whose gate is a device's. The state is checked before and after: a row with a number
+        that is not finite starts again from zero and is counted, because one such number would stay in the
+        memory for ever.
         """
         shape = len(inputs), len(self.horizons), self.fields
         if not self._heard:  # nobody listens to it anywhere: it costs nothing then
@@ -143,7 +165,8 @@ class Forecaster:
         moved, after = repair(moved)
         if before or after:
             readout = np.where(finite_rows(readout)[:, None], readout, 0.0)
-        correction = np.minimum(np.maximum(readout * self._gate, -CORRECTION_LIMIT), CORRECTION_LIMIT)
+        gate = self._gate if head is None else self._gate[head]
+        correction = np.minimum(np.maximum(readout * gate, -CORRECTION_LIMIT), CORRECTION_LIMIT)
         return correction.reshape(shape), moved, before + after
 
 

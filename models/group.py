@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.models import alarm, baseline_lines, calibration, enrolment, judge, memory, onset, scaling
+from gruard.models import alarm, baseline_lines, calibration, enrolment, judge, loan, memory, onset, scaling
 from gruard.models import reasons as why
 from gruard.models.arena import Arena, Column, Rows
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gruard.models.enrolment import Fitted
     from gruard.models.forecaster import Forecaster
     from gruard.models.history import History
+    from gruard.models.loan import Loan
     from gruard.models.reasons import Reasons, Seen
 
     Floats = NDArray[np.float32]
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 FIRST_SCORE, BASELINE_READY = 10, 50
 #: Readings at which a device without a model in charge is enrolled anew, on all it has shown so far.
 ENROL_AT = (FIRST_SCORE, BASELINE_READY, 200, 400, 1000, 3000)
-#: Fewest readings on which a model may take charge of a device.
-MODEL_READY = 200
+#: Fewest readings on which a model may take charge of a device, and of one that borrows from its group.
+MODEL_READY, LOAN_READY = 200, 50
+#: Readings at which a device that has borrowed gives a part of it back: it is enrolled anew.
+REPAY_AT = (*ENROL_AT, 100)
 #: The running skill looks at one reading in so many, with this share of the newest.
 SKILL_EVERY, SKILL_ALPHA = 8, np.float32(0.02)
 
@@ -95,6 +98,7 @@ class GroupScorer:
     def __init__(self, fields: int, budget: Budget) -> None:
         self.fields = fields
         self.forecaster: Forecaster | None = None
+        self._loan: Loan | None = None  # what a device that no round has seen may borrow
         self._budget = budget
         self._mix = np.zeros((0, 2), np.float32)
         self._arena = Arena(_blocks(fields, None), salt="none")
@@ -139,6 +143,17 @@ class GroupScorer:
     def counts(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Readings applied to the state of each slot (B,)."""
         return np.asarray(self._arena["count"][slots])
+
+    def borrowed(self, slots: NDArray[np.int64]) -> Floats:
+        """Share (B,) of each slot's thresholds that its group has lent it: 0 for what stands on its own."""
+        return np.asarray(self._arena["borrowed"][slots])
+
+    def heads(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whose linear weights forecast each slot (B,): 0 = the shared ones, also for the baseline."""
+        if self.forecaster is None or not self.forecaster.heads:
+            return np.zeros(len(slots), np.int64)
+        in_charge = self._arena["phase"][slots] == Phase.READY
+        return np.where(in_charge, self._arena["head"][slots], 0)
 
     def hidden(self, slots: NDArray[np.int64]) -> Floats:
         """The recurrent memory of each slot (B, W); W is 0 without a model."""
@@ -252,7 +267,10 @@ class GroupScorer:
     def due(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the slots just scored must be enrolled on their history before their next reading."""
         count, phase = self._arena["count"][slots], self._arena["phase"][slots]
-        return np.asarray(slots[np.isin(count, ENROL_AT) & (phase != Phase.READY)])
+        due = np.isin(count, ENROL_AT) & (phase != Phase.READY)
+        if self._loan is not None:
+            due |= np.isin(count, REPAY_AT) & (self._arena["borrowed"][slots] > 0.0)
+        return np.asarray(slots[due])
 
     def enrol(
         self,
@@ -264,19 +282,53 @@ class GroupScorer:
 
         Histories end with the newest reading applied to the slot. `fitted` holds what the trainer fixed.
         """
-        known = fitted if fitted is not None else [None] * len(slots)
+        known = list(fitted) if fitted is not None else [None] * len(slots)
         count = self._arena["count"][slots]
-        by_baseline = np.where(count >= BASELINE_READY, Phase.LEARNING, Phase.WARMING)
+        unseen = np.array([one is None for one in known])
+        young = (count >= LOAN_READY) & (count < loan.REPAID_ROWS)
+        lent = unseen & young & (self._loan is not None)
+        if lent.any():
+            # Whose readings the group's forecasts do not fit is no device of its kind, and borrows nothing.
+            fits = self._enrol(slots, histories, known, np.flatnonzero(lent), self._loan)
+            lent[np.flatnonzero(lent)[~fits]] = False
+        if not lent.all():
+            self._enrol(slots, histories, known, np.flatnonzero(~lent), None)
+
+    def _enrol(
+        self,
+        slots: NDArray[np.int64],
+        histories: Sequence[History],
+        known: Sequence[Fitted | None],
+        chosen: NDArray[np.int64],
+        lender: Loan | None,
+    ) -> NDArray[np.bool_]:
+        """Enrol those `chosen` (n,) of the devices; of which the model is in charge then (n,).
+
+        With a `lender`, only those.
+        """
+        slots = slots[chosen]
+        histories, known = [histories[n] for n in chosen], [known[n] for n in chosen]
+        count = self._arena["count"][slots]
         # A device that the model was trained on was judged by the trainer, however little it has shown.
-        may = np.array([k is not None for k in known]) | (count >= MODEL_READY)
-        rows, ready = enrolment.enrol(histories, known, self.forecaster, self._budget, may)
+        fewest = MODEL_READY if lender is None else LOAN_READY
+        may = np.array([one is not None for one in known]) | (count >= fewest)
+        rows, ready = enrolment.enrol(histories, known, self.forecaster, self._budget, may, lender)
+        by_baseline = np.where(count >= BASELINE_READY, Phase.LEARNING, Phase.WARMING)
         rows["phase"] = np.where(ready, Phase.READY, by_baseline)
         rows["level"] = np.where(rows["phase"] == Phase.WARMING, np.float32(alarm.NEVER), rows["level"])
+        shares = [loan.share_of(len(history.time_s)) if lender else 0.0 for history in histories]
+        rows["borrowed"] = np.array(shares, np.float32)
         alarm.carry(rows["alarm"], self._arena["alarm"][slots])
+        if lender is not None:  # who does not borrow is enrolled by what comes next
+            slots, rows = slots[ready], {name: values[ready] for name, values in rows.items()}
         self._arena.scatter(slots, rows)
+        return ready
 
-    def adopt(self, forecaster: Forecaster | None, model_id: str) -> None:
-        """Take new weights. Every device keeps its count and must be enrolled again before it is scored."""
+    def adopt(self, forecaster: Forecaster | None, model_id: str, lender: Loan | None = None) -> None:
+        """Take new weights. Every device keeps its count and must be enrolled again before it is scored.
+
+        `lender`: what devices that these weights were not trained on may borrow.
+        """
         old = self._arena
         arena = Arena(_blocks(self.fields, forecaster), salt=model_id)
         arena.take_places(old)
@@ -286,7 +338,7 @@ class GroupScorer:
         alarm.reset(arena["alarm"])
         ready = np.flatnonzero(old["phase"] == Phase.READY)
         arena["alarm"][ready] = old["alarm"][ready]
-        self.forecaster, self._arena = forecaster, arena
+        self.forecaster, self._arena, self._loan = forecaster, arena, lender
         if forecaster is not None:
             self._mix = judge.weights(len(forecaster.precision))
 
@@ -302,6 +354,7 @@ def _blocks(fields: int, forecaster: Forecaster | None) -> dict[str, Mapping[str
             "location": Column((fields,), "f8"),  # m: physical units
             "scale": Column((fields,), "f8", 1.0),  # s
             "level": Column((), fill=calibration.LEVEL_HIGH),  # m that raises an alarm
+            "borrowed": Column(()),  # share of its thresholds that the group has lent it
             "glow": Column(()),  # running mean of u^4
             "errors_mean": Column((2,), fill=1.0),  # running |residual|: last value, model
             **alarm.columns(),

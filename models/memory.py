@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def columns(forecaster: Forecaster) -> dict[str, Column]:
     """The memory of one device."""
     fields = forecaster.fields
-    return {
+    # Only where there are heads: elsewhere nothing is carried, and nothing looked up.
+    head = {"head": Column((), "i8")} if forecaster.heads else {}  # whose weights: 0 = the shared ones
+    return head | {
         "hidden": Column((forecaster.state_width,)),
         "lags": Column((linear.LAGS, fields)),  # z, newest first, missing values filled forward
         "pending": Column((sum(forecaster.horizons), fields)),
@@ -60,8 +62,9 @@ def advance(
     line[-1] = z
     lags[:, 1:] = lags[:, :-1]
     lags[:, 0] = z
-    ahead = forecaster.forecast(lags)  # (B, X, F)
-    correction, hidden, resets = forecaster.remember(cell_inputs(z, mask, gap_ratio), rows["hidden"])
+    head = rows.get("head")
+    ahead = forecaster.forecast(lags, head)  # (B, X, F)
+    correction, hidden, resets = forecaster.remember(cell_inputs(z, mask, gap_ratio), rows["hidden"], head)
     rows["hidden"][...] = hidden
     ahead += correction
     first = 0

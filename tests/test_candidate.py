@@ -185,7 +185,7 @@ def test_train_lets_a_device_borrow_the_range_of_its_group(monkeypatch: pytest.M
         return np.asarray(tensors["device.quantile"] - tensors["device.median"])  # (N, E, K)
 
     borrowed = widths()
-    monkeypatch.setattr("gruard.models.training.candidate.BORROWED", 0.0)
+    monkeypatch.setattr("gruard.models.training.lending.BORROWED", 0.0)
     own = widths()
     np.testing.assert_allclose(borrowed, np.maximum(own, np.quantile(own, 0.9, axis=0)), rtol=1e-4)
     assert (borrowed > 1.02 * own).any()

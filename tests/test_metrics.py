@@ -65,6 +65,8 @@ def busy_metrics() -> Metrics:
     metrics.set_devices(warming=1, learning=2, ready=3)
     for device, score in (("press-1", 0.25), ("press-2", 0.5), ("press-3", 0.75)):
         metrics.device_score(device, score)
+    metrics.device_reached("first_score", 20.0)
+    metrics.device_reached("ready", 7200.0)
     metrics.states_reset()
     metrics.alert_opened("critical")
     metrics.set_alerts_active(1)

@@ -74,6 +74,11 @@ class Device(msgspec.Struct):
     foreign: int = 0  # readings in a row that showed none of the fields, but these:
     foreign_s: float = float("-inf")  # arrival of the newest of them
     strangers: tuple[str, ...] = ()
+    first_s: float | None = None  # arrival of its first reading; the seconds from there
+    first_score_s: float | None = None  # until it was first scored,
+    ready_s: float | None = None  # and until a model first took charge
+    borrowed: float = 0.0  # share of its thresholds that its group has lent it
+    head: str = "shared"  # whose linear weights forecast it: "shared", "cluster <n>" or "own"
     track: Track = msgspec.field(default_factory=Track)
     drift_id: str = ""  # of the open alert of slow drift; empty: none
     drift_since_s: float = 0.0

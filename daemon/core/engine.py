@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.daemon.core import alerts, telling
+from gruard.daemon.core import alerts, progress, telling
 from gruard.daemon.core.admission import Admission
 from gruard.daemon.core.checkpoints import DeviceRow, Marks, loaded, open_state, row_of
 from gruard.daemon.core.devices import (
@@ -38,6 +38,7 @@ from gruard.models.enrolment import fitted_devices
 from gruard.models.errors import ModelError
 from gruard.models.forecaster import Forecaster
 from gruard.models.group import ENROL_AT, GroupScorer, Phase, Scores
+from gruard.models.loan import loan_of
 from gruard.models.weights import check_network
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ PHASE_NAMES = {
     Phase.LEARNING: "learning",
     Phase.READY: "ready",
 }
-_LEARNING = int(Phase.LEARNING)
+_LEARNING, _READY = int(Phase.LEARNING), int(Phase.READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,8 @@ class Engine:
             take_time(device, reading, mark_of(row.tobytes(), reading.sequence, event_time=timed))
             device.count += 1
             device.phase = PHASE_NAMES[phase]
+            if device.ready_s is None:
+                events += progress.note(device, reading, scored=score == score, ready=phase == _READY)  # noqa: PLR0124 -- NaN while gathering
             events.append(
                 Scored(
                     reading,
@@ -274,6 +277,9 @@ class Engine:
             slots = np.array([group.devices[name] for name in names])
             fitted = [self._fitted(group, self.devices[name]) for name in names]
             group.scorer.enrol(slots, [histories[name] for name in names], fitted)
+            stands = group.scorer.borrowed(slots).tolist(), group.scorer.heads(slots).tolist()
+            for name, share, head in zip(names, *stands, strict=True):
+                self.devices[name].borrowed, self.devices[name].head = share, group.head_name(name, head)
             self._mark(names)
 
     @staticmethod
@@ -294,7 +300,7 @@ class Engine:
         if forecaster.fields != len(group.fields):
             raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
-        group.scorer.adopt(forecaster, package.manifest.id)
+        group.scorer.adopt(forecaster, package.manifest.id, loan_of(package.tensors))
         group.model, group.fitted = package.manifest.id, fitted
         group.trained_to_s = package.manifest.span_end_s
         self._mark(group.devices)

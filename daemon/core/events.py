@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +91,17 @@ class Removed:
     reason: str  # one of REMOVAL_REASONS
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A device was scored for the first time, or a model took charge of it for the first time."""
+
+    device: str
+    what: Literal["first_score", "ready"]
+    seconds: float  # since its first reading arrived
+    readings: int
+
+
 #: Why a device was removed: it never showed enough to be one, or has been silent beyond the idle limit.
 REMOVAL_REASONS = ("never_established", "idle")
 
-Event = Scored | Refused | Alert | EnrolDue | Noted | Removed
+Event = Scored | Refused | Alert | EnrolDue | Noted | Removed | Reached

@@ -30,6 +30,13 @@ class Group:
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)  # device -> slot
 
+    def head_name(self, device: str, head: int) -> str:
+        """What the head of a device is called: its own where nobody else was trained on it."""
+        if not head:
+            return "shared"
+        taught = [name for name, one in self.fitted.items() if one.head == head]
+        return "own" if taught == [device] else f"cluster {head}"
+
 
 def group_name(source: str, fields: Sequence[str]) -> str:
     """Stable name of a group: the source and a short hash of the field names."""

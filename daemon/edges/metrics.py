@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ReadingResult = Literal["scored", "duplicate", "rejected", "shed"]
+Milestone = Literal["first_score", "ready"]
 RetrainResult = Literal["promoted", "rejected", "failed", "timeout"]
 
 #: The text format of 2014: every Prometheus and every agent reads it.
@@ -42,6 +43,8 @@ COMMIT_BUCKETS_S = (5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 # From arrival to commit: the group commit is 10 ms, a backlog after an outage may be a minute.
 LATENCY_BUCKETS_S = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# Ten readings of a device are seconds of one and days of another.
+MILESTONE_BUCKETS_S = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 259_200.0, 604_800.0)
 RETRAIN_BUCKETS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
@@ -165,6 +168,10 @@ class Metrics:
         label = self._device_labels.forget(device)
         if label is not None:
             self._scores.remove(label)
+
+    def device_reached(self, what: Milestone, seconds: float) -> None:
+        """Record how long after its first reading a device was first scored, or was ready."""
+        (self._first_score if what == "first_score" else self._device_ready).observe(seconds)
 
     def states_reset(self, n: int = 1) -> None:
         """Count hidden states that were started afresh because they were no longer finite."""
@@ -341,6 +348,16 @@ class Metrics:
         self._device_labels = Labelled(
             labelled_devices,
             self._gauge("devices_unlabelled", "Devices that score but are beyond the bound on series."),
+        )
+        self._first_score = self._histogram(
+            "device_first_score_seconds",
+            "Time from a new device's first reading to its first score.",
+            MILESTONE_BUCKETS_S,
+        )
+        self._device_ready = self._histogram(
+            "device_ready_seconds",
+            "Time from a new device's first reading to a model in charge of it.",
+            MILESTONE_BUCKETS_S,
         )
         self._resets = self._counter("state_resets_total", "Hidden states started afresh: not finite.")
         self._alerts = ReasonCounter(

@@ -37,6 +37,8 @@ from gruard.models.history import (
 )
 from gruard.models.training.comparators import TWO_SIDED_CELL, config_for, steps_over
 from gruard.models.training.fit import FitConfig, fit
+from gruard.models.training.heads import fit_heads
+from gruard.models.training.lending import group_width, loan_tensors
 from gruard.models.training.panel import Panel, fit_linear, panel_of, settled
 
 if TYPE_CHECKING:
@@ -63,8 +65,6 @@ LUCK = 6.6
 LONG_ROWS, LONG_FACTOR, LONG_MEMORY = 2000, 2, 199
 #: Cells whose gates can be opened.
 GATED = ("gru", "lstm")
-#: A device's range of normal is at least the one that this share of its group keeps within.
-BORROWED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,8 @@ def train(
         raise ModelError(f"{TWO_SIDED_CELL} hears what follows, of one device and not of {len(histories)}")
     panel = panel_of(histories, options.fit.cell)
     fields = panel.seen.shape[2]
-    var = fit_linear(panel)
+    heads = fit_heads(panel, fit_linear(panel))
+    var = heads.shared
     residual = var.early * panel.to_sigma  # (X, T, N, F) sigma
     seen = panel.seen & settled(panel)[:, :, :, None]  # (X, T, N, F)
     scale = _rms(residual[:, : panel.cut], seen[:, : panel.cut])  # (X, F)
@@ -127,20 +128,34 @@ def train(
     }
     if len(var.clock):
         tensors["var.clock"] = var.clock
+    count = len(heads.weights)
+    if count:
+        tensors |= {"head.weights": heads.weights, "head.gate": np.zeros((count, width), np.float32)}
     # Corrections come out of the live step itself, so training and scoring cannot differ.
-    plain = _lines(panel, Forecaster(config, tensors, network))
-    tensors["gate"] = np.asarray(scale, np.float32).ravel()
+    plain = _lines(panel, Forecaster(config, tensors, network), heads.of)
+    tensors |= _gate_tensors(np.tile(scale, (count + 1, 1, 1)))
     # (E, T, N, F), 0 in the last line
-    correction = plain - _lines(panel, Forecaster(config, tensors, network))
-    gate = _gate(correction[:-1, panel.cut :], residual[:, panel.cut :], seen[:, panel.cut :])  # (X, F)
-    tensors["gate"] = np.asarray(gate * scale, np.float32).ravel()
-    correction[:-1] *= gate[:, None, None]
+    correction = plain - _lines(panel, Forecaster(config, tensors, network), heads.of)
+    held = slice(panel.cut, None)
+    gate = np.stack(
+        [
+            _gate(correction[:-1, held][:, :, own], residual[:, held][:, :, own], seen[:, held][:, :, own])
+            for own in (heads.of == head for head in range(count + 1))
+        ]
+    )  # (C + 1, X, F)
+    tensors |= _gate_tensors(gate * scale)
+    correction[:-1] *= np.moveaxis(gate[heads.of], 0, 1)[:, None]
     lines = plain - correction
     early_lines = np.concatenate([var.early - correction[:-1] / panel.to_sigma, panel.early.z[None]])
     tensors["precision"] = _precision(lines, panel.seen)
 
-    fitted = _fit_devices(panel, lines, early_lines, tensors["precision"], options)
-    tensors |= _device_tensors(fitted)
+    own = _fit_devices(panel, lines, early_lines, tensors["precision"], options)
+    # What one device has not shown yet, another has: nobody is held to less than most of the group are.
+    most = group_width(own)
+    fitted = [replace(f, quantile=np.asarray(np.maximum(f.quantile, f.median + most))) for f in own]
+    if count:
+        tensors["device.head"] = heads.of
+    tensors |= _device_tensors(fitted) | loan_tensors(fitted, panel.histories, most)
     report: dict[str, float | int | str] = {
         "steps": result.steps_done,
         "stopped_because": result.stopped_because,
@@ -149,6 +164,7 @@ def train(
         "gate_mean": float(gate.mean()),
         "clock_columns": len(var.clock),
         "devices": len(panel.names),
+        "heads": count,
     }
     skill = float(np.mean([f.skill for f in fitted]))
     error = mean_error((early_lines[0] * panel.to_sigma)[panel.cut :], panel.seen[panel.cut :])
@@ -185,9 +201,17 @@ def forecaster_for(candidate: Candidate, taught: History, whole: History | None)
     return Forecaster(config, tensors, steps_over(config, tensors, inputs))
 
 
-def _lines(panel: Panel, forecaster: Forecaster) -> Floats:
-    """Residuals by line (E, T, N, F) of the live step."""
+def _gate_tensors(gates: Floats) -> dict[str, NDArray[Any]]:
+    """Gates (C + 1, X, F), the shared one first, as a package has them."""
+    flat = np.asarray(gates, np.float32).reshape(len(gates), -1)
+    return {"gate": flat[0]} | ({"head.gate": flat[1:]} if len(flat) > 1 else {})
+
+
+def _lines(panel: Panel, forecaster: Forecaster, heads: NDArray[np.int64]) -> Floats:
+    """Residuals by line (E, T, N, F) of the live step; heads (N,)."""
     rows = fresh(memory.columns(forecaster), len(panel.names))
+    if forecaster.heads:
+        rows["head"] = heads.copy()
     return replay(rows, panel.readings, forecaster)
 
 
@@ -263,14 +287,9 @@ def _fit_devices(
     """Calibrate every device: lines (E, T, N, F) of the model that will score and of the honest one."""
     early_P = _precision(early_lines[:, : panel.cut], panel.seen[: panel.cut])
     mix = _baseline_forecasts(panel)
-    own = [
+    return [
         _fit_device(panel, n, lines[:, :, n], early_lines[:, :, n], mix[:, n], (P, early_P), options)
         for n in range(len(panel.names))
-    ]
-    # What one device has not shown yet, another has: nobody is held to less than most of the group are.
-    group = np.quantile([f.quantile - f.median for f in own], BORROWED, axis=0)  # (E, K)
-    return [
-        replace(f, quantile=np.asarray(np.maximum(f.quantile, f.median + group), np.float32)) for f in own
     ]
 
 

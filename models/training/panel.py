@@ -19,7 +19,7 @@ from gruard.models.history import FIT_SHARE, Aligned, History, align, blank, nor
 from gruard.models.training.comparators import TWO_SIDED_CELL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,11 +99,11 @@ def fit_linear(panel: Panel) -> Linear:
         for h, gap in zip(panel.histories, panel.scaling["usual_gap_s"].tolist(), strict=True)
     )
     for ahead in panel.horizons:
-        residual = _early_residual(panel, ahead, 0)
+        residual = early_residual(panel, ahead, 0)
         used = 0
         if columns:
-            with_clock = _early_residual(panel, ahead, columns)
-            if _squared(panel, with_clock) < CLOCK_EARNS * _squared(panel, residual):
+            with_clock = early_residual(panel, ahead, columns)
+            if squared_error(panel, with_clock) < CLOCK_EARNS * squared_error(panel, residual):
                 residual, used = with_clock, columns
         early.append(residual)
         solved = _sums(panel, panel.readings, ahead, used, len(panel.seen)).solve()  # (P, F)
@@ -116,10 +116,22 @@ def fit_linear(panel: Panel) -> Linear:
     return Linear(np.concatenate(weights, axis=1), time if time.any() else time[:0], np.stack(early))
 
 
-def _sums(panel: Panel, readings: Aligned, ahead: int, columns: int, before: int) -> linear.RidgeSums:
-    """Normal equations over all devices' rows before `before`."""
+def solve_linear(panel: Panel, ahead: int, teachers: Sequence[int]) -> Floats:
+    """Weights (P, F) of one horizon on all rows of some devices, without a clock."""
+    return _sums(panel, panel.readings, ahead, 0, len(panel.seen), teachers).solve()
+
+
+def _sums(
+    panel: Panel,
+    readings: Aligned,
+    ahead: int,
+    columns: int,
+    before: int,
+    teachers: Sequence[int] | None = None,
+) -> linear.RidgeSums:
+    """Normal equations over the rows before `before` of all devices, or of some."""
     sums = linear.RidgeSums(panel.seen.shape[2], ahead, columns)
-    for n in range(len(panel.names)):
+    for n in range(len(panel.names)) if teachers is None else teachers:
         first = int(readings.valid[:, n].argmax())
         if before - first > ahead + sums.order:
             own = slice(first, before), n
@@ -128,21 +140,33 @@ def _sums(panel: Panel, readings: Aligned, ahead: int, columns: int, before: int
     return sums
 
 
-def _early_residual(panel: Panel, ahead: int, columns: int) -> Floats:
-    """Residuals (T, N, F) in early sigma of the forecaster that knows only the rows before the cut."""
-    sums = _sums(panel, panel.early, ahead, columns, panel.cut)
+def early_residual(
+    panel: Panel,
+    ahead: int,
+    columns: int,
+    teachers: Sequence[int] | None = None,
+    judged: Sequence[int] | None = None,
+) -> Floats:
+    """Residuals (T, N, F) in early sigma of the forecaster that knows only the rows before the cut.
+
+    It is taught by all devices or by some, and the residuals are those of all or of the `judged` ones.
+    """
+    sums = _sums(panel, panel.early, ahead, columns, panel.cut, teachers)
     weights = sums.solve()
-    out = np.zeros_like(panel.early.z)
-    for n in range(len(panel.names)):
-        own = slice(int(panel.early.valid[:, n].argmax()), None), n
+    devices = range(len(panel.names)) if judged is None else judged
+    out = np.zeros((len(panel.seen), len(devices), panel.seen.shape[2]), np.float32)
+    for place, n in enumerate(devices):
+        first = int(panel.early.valid[:, n].argmax())
+        own = slice(first, None), n
         known = clock.harmonics(panel.early.time_s[own], columns) if columns else None
-        out[own] = sums.residuals(panel.early.z[own], weights, known)
+        out[first:, place] = sums.residuals(panel.early.z[own], weights, known)
     return out
 
 
-def _squared(panel: Panel, residual: Floats) -> float:
-    held = slice(panel.cut, None)
-    return float(np.minimum(np.square(residual[held])[panel.seen[held]], CLOCK_LIMIT).mean())
+def squared_error(panel: Panel, residual: Floats, n: int | None = None) -> float:
+    """Mean held-back squared residual (T, N, F), each held within a limit, of all devices or of device n."""
+    of = slice(panel.cut, None), slice(None) if n is None else n
+    return float(np.minimum(np.square(residual[of])[panel.seen[of]], CLOCK_LIMIT).mean())
 
 
 def settled(panel: Panel) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -38,7 +38,8 @@ WIDER, WORSE = 1.5, 1.5
 #: IQR of a normal distribution in standard deviations.
 IQR_SIGMA = 1.349
 
-Kind = Literal["level", "spread", "forecast"]
+Kind: TypeAlias = Literal["level", "spread", "forecast"]
+KINDS: tuple[Kind, ...] = ("level", "spread", "forecast")
 
 
 @dataclass(slots=True)
@@ -133,7 +134,7 @@ def learn(reference: Reference | None, blocks: Blocks, begins_s: float) -> Refer
 
 
 def drifts(device: str, names: Sequence[str], reference: Reference, blocks: Blocks) -> list[Drift]:
-    """What of a device has left its first days behind, the farthest first."""
+    """What of a device has left its first days behind: levels first, the farthest of a kind first."""
     found: list[Drift] = []
     for f, (name, usual) in enumerate(zip(names, reference.fields, strict=True)):
         if usual is None or len(blocks.end_s) < NEWEST:
@@ -151,7 +152,8 @@ def drifts(device: str, names: Sequence[str], reference: Reference, blocks: Bloc
         if usual.error > 0.0:
             worse = error / (WORSE * max(usual.error, floor))
             found.append(Drift(device, name, "forecast", error, 0.0, usual.error, worse))
-    return sorted((one for one in found if one.excess > 1.0), key=lambda one: -one.excess)
+    left = (one for one in found if one.excess > 1.0)
+    return sorted(left, key=lambda one: (KINDS.index(one.kind), -one.excess))
 
 
 def _known(values: Iterable[float]) -> list[float]:

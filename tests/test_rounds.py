@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from support_engine import plant_rows, readings_of
 from support_mqtt import wait_until
-from support_pipeline import QUICK, finish_round, opened, play
+from support_pipeline import QUICK, UNTRAINED, finish_round, opened, play
 
+from gruard.daemon import training_round
+from gruard.daemon.core.events import Alert
 from gruard.daemon.core.overload import PAUSE_AFTER_S
+from gruard.daemon.core.payloads import sentence
+from gruard.daemon.round_conduct import Conduct
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
 
+    from gruard.daemon.edges.trainer import TrainRequest
     from gruard.daemon.pipeline import Pipeline
+
+
+class Quiet(Conduct):
+    """A round in this process: it hears nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        yield
+
 
 WARMUP = QUICK.warmup_readings
 
@@ -89,3 +109,44 @@ def test_poll_round_waits_while_scoring_is_behind(tmp_path: Path, caplog: pytest
     assert "waits: scoring is behind" in caplog.text
     assert "goes on" in caplog.text
     assert ": fitting, " in caplog.text
+
+
+def test_poll_watches_slow_drift_that_rounds_would_learn(tmp_path: Path) -> None:
+    """A level that creeps away is learned round by round, and told all the same: one alert, of kind drift."""
+    rows = plant_rows(2400)
+    rows[:, 1] += np.maximum(np.arange(2400) - 1000, 0) * 0.006
+    training = replace(QUICK, every_s=1e9, first_days_s=600.0)
+    told: list[Alert] = []
+    with opened(tmp_path, training) as pipeline:
+        play(pipeline, readings_of("a", rows[:1000]))
+        group = group_of(pipeline)
+        for end in (1000, 1700, 2400):
+            play(pipeline, readings_of("a", rows[:end])[max(end - 700, 1000) :])
+            pipeline.rounds.ask(group)
+            pipeline.settle()
+            outcome = finish_round(pipeline)
+            assert outcome.watched
+            told += [e for e in pipeline.advance() if isinstance(e, Alert)]
+        pipeline.commit()
+        (open_alert,) = pipeline.database.alerts(99, open_only=True)
+    assert {(e.kind, e.device) for e in told} == {("drift", "a")}
+    assert told[0].state == "opened"
+    assert open_alert.id == told[0].id
+    assert "a has drifted: f1 is about" in sentence(told[-1])
+
+
+def test_begin_tells_the_round_of_new_normals(tmp_path: Path) -> None:
+    """What a device was before its new normal is left out of training, and the alarm's readings teach."""
+    with opened(tmp_path, UNTRAINED) as pipeline:
+        rows = plant_rows(2300)
+        rows[1100:] += 30.0
+        play(pipeline, readings_of("a", rows))
+        device = pipeline.engine.devices["a"]
+        asked: list[TrainRequest] = []
+        pipeline.rounds.trainer.start = lambda request, _: asked.append(request)  # type: ignore[method-assign]
+        pipeline.rounds.ask(group_of(pipeline))
+        pipeline.settle()
+        history = training_round._histories(asked[0], Quiet())["a"]
+    assert asked[0].new_normals == {"a": (device.normal_from_s, device.normal_to_s)}
+    assert history.time_s[0] == device.normal_from_s
+    assert history.normal[:900].all()

@@ -36,6 +36,9 @@ LARGEST_FILE_BYTES = 300_000_000
 LONGEST_LINE_BYTES = 262_144
 #: How often the output is looked at for progress.
 LOOK_S = 1.0
+#: The share of the processor time from which on it counts as used up: the limit is held by another clock than
+#: the one that tells afterwards what was used.
+USED_UP = 0.7
 #: Between the child's own end for want of processor time, which tells the reason, and the system's.
 CPU_GRACE_S = 5
 #: What a process that ran out of memory writes last: Python, PyTorch, OpenBLAS, the loader of libraries.
@@ -212,7 +215,8 @@ class Trainer:
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                 return msgspec.structs.replace(msgspec.json.decode(line, type=TrainOutcome), group=group)
         last = line.decode(errors="replace")[-300:]
-        if request is not None and request.max_cpu_s is not None and self._cpu_s() >= request.max_cpu_s:
+        most_s = None if request is None else request.max_cpu_s
+        if most_s is not None and (code == -signal.SIGXCPU or self._cpu_s() >= USED_UP * most_s):
             return TrainOutcome(group, "timeout", f"not done after {self._cpu_s():.0f} s of processor time")
         why = "ran out of memory and " if any(text in line for text in _OUT_OF_MEMORY) else ""
         return TrainOutcome(group, "failed", f"the training process {why}ended with {code}: {last}")

@@ -224,10 +224,14 @@ def judged(scores: Floats, alarms: NDArray[np.bool_], faults: list[Fault]) -> li
 class Driver:
     """Devices through one group, enrolled when they are due, as the engine and the database do it."""
 
-    def __init__(self, candidate: Candidate, *, lent: bool) -> None:
-        self.group = GroupScorer(candidate.tensors["precision"].shape[1], Budget())
-        forecaster = Forecaster(candidate.config, candidate.tensors)
-        self.group.adopt(forecaster, "bench", loan_of(candidate.tensors) if lent else None)
+    def __init__(self, candidate: Candidate | None, *, lent: bool, fields: int = 0) -> None:
+        """Without a candidate, the baseline is in charge of devices with so many fields."""
+        if candidate is None:
+            self.group = GroupScorer(fields, Budget())
+        else:
+            self.group = GroupScorer(candidate.tensors["precision"].shape[1], Budget())
+            forecaster = Forecaster(candidate.config, candidate.tensors)
+            self.group.adopt(forecaster, "bench", loan_of(candidate.tensors) if lent else None)
         self.slots, self.row = np.zeros(0, np.int64), 0
         self.alarms = np.zeros((0, 0), bool)
         self.first, self.ready = np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -227,7 +227,7 @@ class Engine:
         )
         if state is None:
             return
-        model = BASELINE if learning else group.model
+        model = BASELINE if learning else group.in_charge
         if state == "resolved" and scores.lasted[n]:
             # From here on it is the device's normal: it is fitted anew on the readings of the alarm.
             device.normal_from_s, device.normal_to_s = device.track.opened_s, device.last_s
@@ -288,7 +288,9 @@ class Engine:
         return group.fitted.get(device.name) if group.trained_to_s > device.normal_to_s else None
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:
-        """Put new weights in charge of a group. Every device with enough readings becomes due.
+        """Put new weights in charge of a group, and of neighbours without a model that may start from it.
+
+        Every device of theirs with enough readings becomes due.
 
         Raises:
             ModelError: the package does not fit the group, or its weights cannot be used.
@@ -301,12 +303,14 @@ class Engine:
             raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id, loan_of(package.tensors))
-        group.model, group.fitted = package.manifest.id, fitted
+        group.model, group.fitted, group.package, group.lender = package.manifest.id, fitted, package, None
         group.trained_to_s = package.manifest.span_end_s
-        self._mark(group.devices)
+        moved = [g for g in self.groups.values() if g is group or g.start_from(self.groups.values())]
+        names = [name for each in moved for name in each.devices]
+        self._mark(names)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
-            for name in group.devices
+            for name in names
             if self.devices[name].count >= ENROL_AT[0]
         ]
 
@@ -316,6 +320,7 @@ class Engine:
         if name not in self.groups:
             scorer = GroupScorer(len(fields), self.options.budget)
             self.groups[name] = Group(name, source, fields, scorer)
+            self.groups[name].start_from(self.groups.values())
         return self.groups[name]
 
     def skill(self, group: Group) -> float:

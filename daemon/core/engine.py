@@ -284,12 +284,22 @@ class Engine:
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id)
         group.model, group.fitted = package.manifest.id, fitted
+        return self._all_due(group)
+
+    def _all_due(self, group: Group) -> list[EnrolDue]:
         self._mark(group.devices)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
             for name in group.devices
             if self.devices[name].count >= ENROL_AT[0]
         ]
+
+    def leave_model(self, group_id: str) -> list[EnrolDue]:
+        """Put the baseline back in charge of a group. Every device with enough readings becomes due."""
+        group = self.groups[group_id]
+        group.scorer.adopt(None, "none")
+        group.model, group.fitted = BASELINE, {}
+        return self._all_due(group)
 
     def open_group(self, source: str, fields: tuple[str, ...]) -> Group:
         """The group of a source and field set, made when it is new."""

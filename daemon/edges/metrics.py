@@ -22,6 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from gruard.daemon.core.commands import TAGS
 from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, clean_label
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
 
@@ -254,6 +255,10 @@ class Metrics:
         """Count one change of the weights that score."""
         self._swaps.inc()
 
+    def command(self, name: str, result: str) -> None:
+        """Count one command of a person: what became of it, "done" or one of REFUSALS."""
+        self._commands.labels(name if name in TAGS else "unknown", result).inc()
+
     def render(self) -> bytes:
         """Return the page in the text format that CONTENT_TYPE names."""
         return generate_latest(self._registry)
@@ -368,6 +373,9 @@ class Metrics:
             "retrain_duration_seconds", "Time of one training round.", RETRAIN_BUCKETS_S
         )
         self._swaps = self._counter("model_swaps_total", "Changes of the weights that score.")
+        self._commands = self._counter(
+            "commands_total", "Commands by what became of them.", "command", "result"
+        )
 
     def _drop_group_series(self, group: str, label: str) -> None:
         shown = self._models_shown.pop(group, None)

@@ -81,6 +81,10 @@ class Trainer:
         """The group of the round that runs, if one does."""
         return None if self._request is None else self._request.group
 
+    def runs(self) -> bool:
+        """Whether there is a round."""
+        return self._request is not None
+
     def start(self, request: TrainRequest, now: float) -> None:
         """Start a round. `now` is monotonic seconds."""
         if self._child is not None:

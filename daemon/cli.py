@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruard.daemon import __version__, cli_backtest, cli_models, cli_tune
+from gruard.daemon import __version__, cli_backtest, cli_commands, cli_models, cli_tune
 from gruard.daemon.cli_tables import print_rows
 from gruard.daemon.errors import BrokerError, ConfigError, GruardError
 
@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="one JSON array")
 
     cli_models.add_arguments(with_config(add("models", cli_models.models, cli_models.TEXT)))
+
+    cli_commands.add_arguments(with_config(add("train", cli_commands.train, cli_commands.TEXT)))
 
     sub = add("simulate", _simulate, "Publish a simulated pump fleet to a broker.")
     sub.add_argument("--host", default="127.0.0.1", help="broker (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`gruard models`: what the registry holds. Read only, whether the daemon runs or not."""
+"""`gruard models`: what the registry holds, read only; changes of it are left to the daemon as commands."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from gruard.daemon.cli_commands import tell
 from gruard.daemon.cli_tables import print_rows
+from gruard.daemon.core.commands import Activate, Rollback
 from gruard.daemon.errors import GruardError
 
 if TYPE_CHECKING:
     import argparse
 
-TEXT = "List the models that have been in charge, or show one of them."
+TEXT = "List the models that have been in charge, show or compare them, put another one in charge."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("action", choices=["list", "show"], help="list them, or show one")
-    parser.add_argument("model", nargs="?", metavar="ID", help="of show: the model's id, or how it begins")
+    parser.add_argument("action", choices=["list", "show", "activate", "rollback"], help="what to do")
+    parser.add_argument(
+        "model", nargs="?", metavar="ID", help="the model's id, of rollback the group, or how it begins"
+    )
     parser.add_argument("--json", action="store_true", help="JSON: an array, or one object")
 
 
@@ -27,11 +31,15 @@ def models(arguments: argparse.Namespace) -> int:
     from gruard.daemon import inspection  # noqa: PLC0415 - `--help` is instant
     from gruard.daemon.settings import load  # noqa: PLC0415 - likewise
 
-    if (arguments.action == "show") != (arguments.model is not None):
-        raise GruardError(
-            "`models show` takes the id of a model, `models list` none: see `gruard models list`"
-        )
+    if arguments.action in {"show", "activate"} and arguments.model is None:
+        raise GruardError(f"`models {arguments.action}` takes the id of a model: see `gruard models list`")
+    if arguments.action == "list" and arguments.model is not None:
+        raise GruardError("`models list` takes no id: see `gruard models show`")
     settings = load(arguments.config, os.environ)
+    if arguments.action == "activate":
+        return tell(settings, Activate(arguments.model))
+    if arguments.action == "rollback":
+        return tell(settings, Rollback(arguments.model))
     if arguments.action == "list":
         return print_rows(
             inspection.models(settings), as_json=arguments.json, hidden=("activated_at", "parent")

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Sequence
 
+    from gruard.daemon.commands import Commands
     from gruard.daemon.core.deliveries import Deliveries
     from gruard.daemon.core.sources import Sources
     from gruard.daemon.edges.metrics import Metrics
     from gruard.daemon.pipeline import Pipeline
-    from gruard.daemon.records import Message, Reading
+    from gruard.daemon.records import Delivery, Message, Reading
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,14 @@ class Intake:
     """Feeds the pipeline with what messages hold."""
 
     def __init__(
-        self, sources: Sources, deliveries: Deliveries, pipeline: Pipeline, metrics: Metrics
+        self,
+        sources: Sources,
+        deliveries: Deliveries,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        commands: Commands,
     ) -> None:
-        self._sources, self._deliveries = sources, deliveries
+        self._sources, self._deliveries, self._commands = sources, deliveries, commands
         self._pipeline, self._metrics = pipeline, metrics
 
     def take(self, messages: deque[Message], *, crowded: bool) -> list[Message]:
@@ -47,20 +53,22 @@ class Intake:
         taken: list[Message] = []
         fed: list[Reading] = []
         while messages and len(fed) < MOST_FED:
-            taken.append(messages.popleft())
-            fed += self._admitted(taken[-1], closed=closed)
+            message = messages.popleft()
+            taken.append(message)
+            if self._commands.is_one(message):
+                self._command(message)
+            else:
+                fed += self._admitted(message, closed=closed)
+                self._metrics.reading_arrived(message.received_s)
         self._metrics.messages_received(len(taken))
-        self._metrics.reading_arrived(taken[-1].received_s)
         self._pipeline.feed(fed)
         return taken
 
     def _admitted(self, message: Message, *, closed: bool) -> Sequence[Reading]:
         """What of a message is to be fed: all of it, nothing, or what its first delivery left undone."""
-        if not message.qos:
+        delivery, again = self._judged(message)
+        if delivery is None:
             return self._decoded(message, closed=closed)
-        if self._deliveries.forgotten(message.session):
-            self._pipeline.pending.forget_session()
-        delivery, again = self._deliveries.judge(message)
         if not again:
             readings = fed = self._decoded(message, closed=closed)
         else:
@@ -73,6 +81,20 @@ class Intake:
         self._deliveries.note(delivery)
         self._pipeline.took(delivery, readings)
         return fed
+
+    def _command(self, message: Message) -> None:
+        delivery, again = self._judged(message)
+        if delivery is not None and not again:
+            self._deliveries.note(delivery)
+        self._commands.take(message, delivery, again=again)
+
+    def _judged(self, message: Message) -> tuple[Delivery | None, bool]:
+        """What to note of a message, None with QoS 0, and whether it was taken before."""
+        if not message.qos:
+            return None, False
+        if self._deliveries.forgotten(message.session):
+            self._pipeline.pending.forget_session()
+        return self._deliveries.judge(message)
 
     def _decoded(self, message: Message, *, closed: bool) -> Sequence[Reading]:
         try:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from gruard.daemon.core.commands import CommandError
 from gruard.daemon.core.payloads import ModelNote
 from gruard.daemon.core.schedule import RoundReason, Schedule
 from gruard.daemon.edges import failpoints
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gruard.daemon.core.engine import Group
-    from gruard.daemon.core.events import Scored
+    from gruard.daemon.core.events import EnrolDue, Scored
     from gruard.daemon.pipeline import Pipeline
     from gruard.daemon.records import Reading
     from gruard.models.weights import ModelPackage
@@ -53,6 +54,8 @@ WORDS: dict[RoundReason, str] = {
 }
 #: Longest hold for a first model.
 LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
+#: The meta key that says that training is paused.
+PAUSED = "training_paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +308,80 @@ class Rounds:
             return msgspec.structs.replace(outcome, result="failed", reason=str(error))
         return outcome
 
+    # -- by command ----------------------------------------------------------------------------
+
+    def begin_now(self, name: str | None) -> str:
+        """Begin a round for one group, due or not; a sentence on it.
+
+        Raises:
+            CommandError: there is no such group, or a round runs.
+            StateError: as `begin_if_due`.
+        """
+        engine = self._pipeline.engine
+        name = _named(name, [group.name for group in engine.groups.values() if group.devices])
+        if self.trainer.runs() or self._outcome is not None:
+            raise CommandError("busy", f"a training round for {self.trainer.group or 'a group'} is running")
+        self._begin(engine.groups[name], None, "command")
+        if not self.trainer.runs():
+            raise CommandError("busy", f"training of {name} cannot begin now: no memory or no process")
+        return f"training of {name} begins"
+
+    def pause(self, *, paused: bool) -> str:
+        """Let no round begin by itself, over restarts too; or let them again. A sentence on it."""
+        self.paused = paused
+        keep = partial(self._pipeline.database.set_meta, PAUSED, "yes" if paused else "no")
+        self._pipeline.pending.also(keep, lambda: None)
+        return "training is paused" if paused else "training goes on"
+
+    def activate(self, identity: str) -> str:
+        """Put the one model whose id is, or begins with, `identity` in charge; a sentence on it.
+
+        Recorded with the next commit.
+
+        Raises:
+            CommandError: there is not exactly one, or it cannot be used; nothing was changed.
+            StateError: nothing was recorded.
+        """
+        rows = [row for row in self._pipeline.database.models() if identity and row.id.startswith(identity)]
+        if len(rows) != 1:
+            found = ", ".join(row.id for row in rows) or "none"
+            raise CommandError("no_such_model", f'an id that begins with "{identity[:64]}": {found}')
+        row = rows[0]
+        if row.status == "live":
+            return f"{row.id} is in charge of {row.group} already"
+        try:
+            self._take_charge(weights.read(self._models, row.id), "activated by command")
+        except ModelError as error:
+            raise CommandError("unusable", str(error)) from None
+        return f"{row.id} is in charge of {row.group}"
+
+    def roll_back(self, name: str | None, reason: str) -> str:
+        """Put the model before the live one of a group in charge, or else the baseline; a sentence on it.
+
+        Recorded with the next commit. A model whose weights cannot be used is passed over.
+
+        Raises:
+            CommandError: no such group has a model; nothing was changed.
+            StateError: nothing was recorded.
+        """
+        name = _named(name, list(self.models))
+        rows = self._pipeline.database.models()
+        live = self.models[name].id
+        why = f"rolled back {reason}"
+        before = [row for row in rows if row.group == name and row.status == "retired" and row.id != live]
+        for row in sorted(before, key=lambda row: row.activated_lsn or 0, reverse=True):
+            try:
+                package = weights.read(self._models, row.id)
+                self._take_charge(
+                    package, f"in charge again: {live} was {why}", leaving="rolled_back", why=why
+                )
+            except ModelError as error:
+                log.warning("model %s cannot be used, the one before it is tried: %s", row.id, error)
+                continue
+            return f"{row.id} is in charge of {name} again"
+        self._to_baseline(name, why)
+        return f"the baseline is in charge of {name}"
+
     # -- models --------------------------------------------------------------------------------
 
     def adopt(self, package: ModelPackage, reason: str) -> None:
@@ -314,13 +391,18 @@ class Rounds:
             ModelError: it does not fit; nothing was changed.
             StateError: it is in charge, and the switch is recorded with the next commit that succeeds.
         """
-        pipeline, manifest = self._pipeline, package.manifest
-        failpoints.reach("model.before")
-        pipeline.settle()
-        pipeline.pending.write()  # a part of the history that the devices are re-warmed on
-        group = pipeline.engine.open_group(manifest.source, manifest.fields)
-        due = pipeline.engine.adopt(group.name, package)
-        enrol(pipeline.engine, pipeline.database, due, pipeline.heartbeat)
+        self._take_charge(package, reason)
+        self._pipeline.commit()
+
+    def _take_charge(
+        self, package: ModelPackage, reason: str, *, leaving: str = "retired", why: str | None = None
+    ) -> None:
+        """`adopt` up to the commit; the model before it is then `leaving`, because of `why`."""
+        manifest = package.manifest
+        self._settle()
+        engine = self._pipeline.engine
+        group = engine.open_group(manifest.source, manifest.fields)
+        self._rewarm(engine.adopt(group.name, package))
         self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
         row = ModelRow(
             manifest.id,
@@ -332,19 +414,44 @@ class Rounds:
             msgspec.json.encode(manifest).decode(),
             reason,
         )
-        pipeline.pending.also(partial(self._record, row, self._wall()), lambda: None)
-        # In one transaction with the switch: recovery never has to replay across a change of weights.
-        pipeline.save_every_generation()
-        failpoints.reach("model.after")
-        pipeline.commit()
+        self._switched(partial(self._record, group.name, row, leaving, why, self._wall()))
 
-    def _record(self, row: ModelRow, now_s: float) -> None:
+    def _to_baseline(self, name: str, why: str) -> None:
+        """Put the baseline in charge of a group, recorded with the next commit."""
+        self._settle()
+        self._rewarm(self._pipeline.engine.leave_model(name))
+        del self.models[name]
+        now = self._monotonic()
+        # Not at once: whoever goes back to the baseline wants to see it work.
+        self._schedule.ended(name, promoted=False, has_model=True, now=now)
+        self._switched(partial(self._record, name, None, "rolled_back", why, self._wall()))
+
+    def _settle(self) -> None:
+        failpoints.reach("model.before")
+        self._pipeline.settle()
+        self._pipeline.pending.write()  # a part of the history that the devices are re-warmed on
+
+    def _rewarm(self, due: list[EnrolDue]) -> None:
+        enrol(self._pipeline.engine, self._pipeline.database, due, self._pipeline.heartbeat)
+
+    def _switched(self, record: Callable[[], None]) -> None:
+        self._pipeline.pending.also(record, lambda: None)
+        # In one transaction with the switch: recovery never has to replay across a change of weights.
+        self._pipeline.save_every_generation()
+        failpoints.reach("model.after")
+
+    def _record(self, group: str, row: ModelRow | None, leaving: str, why: str | None, now_s: float) -> None:
         database = self._pipeline.database
-        database.add_model(row)
-        database.activate_model(row.id, database.next_lsn, now_s)
+        for old in database.live_models():
+            if old.group == group and (row is None or old.id != row.id):
+                database.add_model(replace(old, status=leaving, reason=why or old.reason))
+        if row is not None:
+            database.add_model(row)
+            database.activate_model(row.id, database.next_lsn, now_s)
 
     def restore(self, rows: Sequence[ModelRow]) -> None:
         """Put the models in charge that the registry calls live, before any device is restored."""
+        self.paused = self._pipeline.database.meta(PAUSED) == "yes"
         for leftover in self._models.glob("*.tmp"):
             leftover.unlink(missing_ok=True)  # of a training round that was killed while it wrote
         for row in rows:
@@ -357,3 +464,14 @@ class Rounds:
                 log.warning("model %s cannot be used, the baseline takes over: %s", row.id, error)
                 continue
             self.models[row.group] = ModelNote(row.id, row.created_s, row.skill, package.manifest.cell)
+
+
+def _named(name: str | None, known: Sequence[str]) -> str:
+    """The group that is meant: by its name or how that begins, or the only one. Raises CommandError."""
+    found = [other for other in known if name is None or other.startswith(name)]
+    if name in found:
+        found = [name]
+    if len(found) != 1:
+        listing = ", ".join(sorted(found or known)[:10]) or "none"
+        raise CommandError("no_such_group", f"name one group of these: {listing}")
+    return found[0]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from gruard.daemon import __version__
 from gruard.daemon.announcer import Announcer
+from gruard.daemon.commands import Commands
 from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine
 from gruard.daemon.core.events import Alert, Event, Noted, Reached, Refused, Removed, Scored
@@ -73,7 +74,6 @@ class Service:
         self._settings = settings
         self._base = settings.alerts.base
         self._notifier = Notifier(environ)
-        self._sources = Sources(source_options(settings))
         self._metrics = Metrics(version=__version__, labelled_devices=settings.limits.labelled_devices)
         self._stopping = False
         self._taken: deque[Message] = deque()  # out of the inbox, not decoded yet
@@ -135,14 +135,17 @@ class Service:
             storm=self._storm(database, engine.options.instance),
             most_outbox=settings.limits.outbox_events,
         )
-        self._broker = Broker(broker_options(settings), self._sources.filters, time.time, time.monotonic)
+        self._commands = Commands(self._pipeline, settings.state.directory, self._base, self._metrics)
+        sources = Sources(source_options(settings), (self._commands.filter,))
+        self._broker = Broker(broker_options(settings), sources.filters, time.time, time.monotonic)
         self._announcer = Announcer(self._broker, self._pipeline, self._base, time.time)
         self._supervision = Supervision(
-            self._pipeline, self._broker, self._announcer, self._metrics, self._notifier
+            self._pipeline, self._broker, self._announcer, self._metrics, self._notifier, self._commands
         )
         replayed = self._pipeline.recover()
         log.info("%d devices, %d readings replayed", len(engine.devices), replayed)
-        self._intake = Intake(self._sources, Deliveries(database.deliveries()), self._pipeline, self._metrics)
+        deliveries = Deliveries(database.deliveries())
+        self._intake = Intake(sources, deliveries, self._pipeline, self._metrics, self._commands)
 
     def _storm(self, database: Database, instance: str) -> Storm:
         """The limiter; a summary that the run before left open is found again, so that it ends."""
@@ -206,6 +209,8 @@ class Service:
                 self._metrics.observe_batch(readings, time.perf_counter() - began)
             self._count(events)
             pipeline.settle()
+        if self._commands.waiting:
+            self._commands.apply()
         if self._must_commit(now):
             self._commit()
         self._supervision.collect_training()
@@ -235,8 +240,8 @@ class Service:
         began = time.perf_counter()
         self._pipeline.commit()
         self._metrics.observe_commit(time.perf_counter() - began)
-        if self._pipeline.backlog:
-            return  # of some messages a reading is not scored yet
+        if self._pipeline.backlog or self._commands.waiting:
+            return  # of some messages a reading is not scored yet, or a command not carried out
         committed_s = time.time()
         for message in self._unacked:
             self._metrics.observe_end_to_end(max(committed_s - message.received_s, 0.0))
@@ -335,6 +340,7 @@ class Service:
         oldest_s = None if max_age_s is None else time.time() - max_age_s
         self._pipeline.prune(state.max_rows_per_device, state.max_megabytes * 1_000_000, oldest_s)
         self._pipeline.tell_storm()
+        self._commands.look()
 
     # -- shutdown ------------------------------------------------------------------------------
 
@@ -353,7 +359,7 @@ class Service:
         except StateError as error:
             log.error("stopped without saving, and what is not saved comes again: %s", error)  # noqa: TRY400 - no bug
         else:
-            if not pipeline.backlog:
+            if not pipeline.backlog and not self._commands.waiting:
                 self._broker.ack(self._unacked)
         self._announcer.say_goodbye()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from gruard.daemon.announcer import Announcer
+    from gruard.daemon.commands import Commands
     from gruard.daemon.edges.broker import Broker
     from gruard.daemon.edges.link import BrokerStatus
     from gruard.daemon.edges.metrics import Metrics
@@ -54,9 +55,10 @@ class Supervision:
         announcer: Announcer,
         metrics: Metrics,
         notifier: Notifier,
+        commands: Commands,
     ) -> None:
         self._pipeline, self._broker, self._announcer = pipeline, broker, announcer
-        self._metrics, self._notifier = metrics, notifier
+        self._metrics, self._notifier, self._commands = metrics, notifier, commands
         self._server: HttpServer | None = None
         self.looped_s = time.monotonic()  # newest turn of the loop
         self.reasons: tuple[str, ...] = ("starting",)  # why the daemon is not ready
@@ -128,6 +130,7 @@ class Supervision:
             return
         self._metrics.retrained(outcome.result, outcome.seconds)
         self._metrics.retrain_used(outcome.cpu_s, outcome.peak_bytes)
+        self._commands.round_ended(outcome)
         if outcome.result == "promoted":
             self._metrics.model_swapped()
             self.show_models()

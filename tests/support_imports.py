@@ -81,6 +81,7 @@ LAYERS: Mapping[str, Layer] = {
             f"gruard.daemon.{name}"
             for name in (
                 "announcer",
+                "commands",
                 "enrolment",
                 "inspection",
                 "intake",

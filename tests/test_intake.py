@@ -11,6 +11,7 @@ import pytest
 from support_database import NOW_S
 from support_engine import BUDGET
 
+from gruard.daemon.commands import Commands
 from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import Scored
@@ -51,7 +52,9 @@ class Inlet:
         )
         self.pipeline.recover()
         deliveries = Deliveries(database.deliveries())
-        self.intake = Intake(Sources(options.sources), deliveries, self.pipeline, self.metrics)
+        self.commands = Commands(self.pipeline, folder, "gruard", self.metrics)
+        sources = Sources(options.sources, (self.commands.filter,))
+        self.intake = Intake(sources, deliveries, self.pipeline, self.metrics, self.commands)
 
     def take(self, *messages: Message, crowded: bool = False, waves: int | None = None) -> list[Event]:
         self.intake.take(deque(messages), crowded=crowded)

@@ -15,6 +15,7 @@ from support_mqtt import free_port, wait_until
 
 from gruard.daemon import supervision
 from gruard.daemon.announcer import Announcer
+from gruard.daemon.commands import Commands
 from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.edges.broker import Broker, BrokerOptions
 from gruard.daemon.edges.database import open_database
@@ -53,7 +54,10 @@ class Ward:
         self.heard.bind(str(folder / "notify"))
         announcer = Announcer(self.broker, self.pipeline, "gruard", time.time)
         notifier = Notifier({"NOTIFY_SOCKET": str(folder / "notify")})
-        self.supervision = Supervision(self.pipeline, self.broker, announcer, self.metrics, notifier)
+        commands = Commands(self.pipeline, folder, "gruard", self.metrics)
+        self.supervision = Supervision(
+            self.pipeline, self.broker, announcer, self.metrics, notifier, commands
+        )
 
     def series(self, name: str) -> float:
         page = self.metrics.render().decode().splitlines()

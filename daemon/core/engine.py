@@ -306,13 +306,30 @@ class Engine:
         group.model, group.fitted, group.package, group.lender = package.manifest.id, fitted, package, None
         group.trained_to_s = package.manifest.span_end_s
         moved = [g for g in self.groups.values() if g is group or g.start_from(self.groups.values())]
-        names = [name for each in moved for name in each.devices]
+        return self._all_due(moved)
+
+    def _all_due(self, groups: Iterable[Group]) -> list[EnrolDue]:
+        names = [name for group in groups for name in group.devices]
         self._mark(names)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
             for name in names
             if self.devices[name].count >= ENROL_AT[0]
         ]
+
+    def leave_model(self, group_id: str) -> list[EnrolDue]:
+        """Put the baseline back in charge of a group, and of those that had started from its model.
+
+        Where a neighbour has a model that they may start from, they do. Every device with enough readings
+        becomes due.
+        """
+        left = self.groups[group_id].model
+        moved = [g for g in self.groups.values() if g.name == group_id or g.lender == left]
+        for group in moved:
+            group.leave_model()
+        for group in moved:
+            group.start_from(self.groups.values())
+        return self._all_due(moved)
 
     def open_group(self, source: str, fields: tuple[str, ...]) -> Group:
         """The group of a source and field set, made when it is new."""

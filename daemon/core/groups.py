@@ -43,6 +43,12 @@ class Group:
         """The model that forecasts its devices that are ready: its own, or its neighbour's."""
         return self.lender or self.model
 
+    def leave_model(self) -> None:
+        """Put the baseline in charge."""
+        self.scorer.adopt(None, "none")
+        self.model, self.trained_to_s, self.fitted = BASELINE, -math.inf, {}
+        self.package = self.lender = None
+
     def start_from(self, others: Iterable[Group]) -> bool:
         """Without a model of its own, start from that of the nearest neighbour; whether that is a change.
 

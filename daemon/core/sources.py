@@ -167,8 +167,10 @@ class Sources:
     cannot follow, or a name used twice.
     """
 
-    def __init__(self, options: Sequence[SourceOptions]) -> None:
+    def __init__(self, options: Sequence[SourceOptions], beside: Sequence[tuple[str, int]] = ()) -> None:
+        """`beside`: filters and QoS that are subscribed to for another purpose."""
         self._sources = tuple(map(_source, options))
+        self._beside = tuple(beside)
         self._routes: dict[str, _Route] = {}
         names = [source.options.name for source in self._sources]
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -178,7 +180,8 @@ class Sources:
     @property
     def filters(self) -> list[tuple[str, int]]:
         """Topic filters and QoS to subscribe with; one that another covers is merged into it."""
-        return _merged((source.pattern.filter, source.options.qos) for source in self._sources)
+        own = ((source.pattern.filter, source.options.qos) for source in self._sources)
+        return _merged((*own, *self._beside))
 
     def decode(self, message: Message) -> list[Reading]:
         """Turn a message into one reading for each sample in it, by the first source whose pattern fits.

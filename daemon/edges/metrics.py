@@ -22,6 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from gruard.daemon.core.commands import TAGS
 from gruard.daemon.core.schedule import ROUND_REASONS
 from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, clean_label
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
@@ -284,6 +285,10 @@ class Metrics:
         """Count one change of the weights that score."""
         self._swaps.inc()
 
+    def command(self, name: str, result: str) -> None:
+        """Count one command of a person: what became of it, "done" or one of REFUSALS."""
+        self._commands.labels(name if name in TAGS else "unknown", result).inc()
+
     def render(self) -> bytes:
         """Return the page in the text format that CONTENT_TYPE names."""
         return generate_latest(self._registry)
@@ -425,6 +430,9 @@ class Metrics:
         )
         self._retrain_paused = self._gauge("retrain_paused", "1 while the running training round waits.")
         self._swaps = self._counter("model_swaps_total", "Changes of the weights that score.")
+        self._commands = self._counter(
+            "commands_total", "Commands by what became of them.", "command", "result"
+        )
 
     def _drop_group_series(self, group: str, label: str) -> None:
         shown = self._models_shown.pop(group, None)

@@ -128,6 +128,10 @@ class Trainer:
         """Whether the round that runs waits."""
         return self._paused_s is not None
 
+    def runs(self) -> bool:
+        """Whether there is a round."""
+        return self._request is not None
+
     def start(self, request: TrainRequest, now: float) -> None:
         """Start a round. `now` is monotonic seconds."""
         if self._child is not None:

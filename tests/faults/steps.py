@@ -30,6 +30,7 @@ from support_engine import BUDGET, SOURCE, plant_rows
 from support_models import random_tensors
 from support_shim import NEVER, Kind, Shim
 
+from gruard.daemon.commands import Commands
 from gruard.daemon.core.deliveries import Deliveries
 from gruard.daemon.core.engine import Engine, EngineOptions, group_name
 from gruard.daemon.core.sources import Sources
@@ -146,9 +147,9 @@ class Life:
             )
             self.pipeline.recover()
             deliveries = Deliveries(self.database.deliveries())
-            self._intake = Intake(
-                Sources(options.sources), deliveries, self.pipeline, Metrics(version="test")
-            )
+            metrics = Metrics(version="test")
+            commands = Commands(self.pipeline, folder, "gruard", metrics)
+            self._intake = Intake(Sources(options.sources), deliveries, self.pipeline, metrics, commands)
         except BaseException:
             self._open.close()
             raise

@@ -129,6 +129,7 @@ class Pipeline:
                 case _:
                     pass
         self._since_prune += len(self._newest)
+        self.rounds.promotions.count(events)
         return events
 
     def settle(self) -> None:

@@ -74,6 +74,7 @@ def busy_metrics() -> Metrics:
     metrics.model_live("plant/8", "m-1", "gru", skill=1.5, trained_s=1_700_000_000.0)
     metrics.retrained("promoted", 42.0)
     metrics.model_swapped()
+    metrics.rolled_back("skill")
     metrics.command("rollback", "done")
     return metrics
 

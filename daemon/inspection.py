@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from gruard.daemon.core.devices import Device
 from gruard.daemon.core.engine import group_name, open_state
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: More rows than a device can have.
 ALL_ROWS = 2**31
+#: Devices shown at most of each kind of change between two models.
+MOST_MOVED = 5
 #: Alerts listed at most.
 MOST_ALERTS = 1000
 
@@ -136,12 +139,9 @@ def model(settings: Settings, identity: str) -> dict[str, Any]:
     Raises:
         StateError: there is no database yet, or not exactly one such model in it.
     """
-    with open_readonly(settings.state.directory) as reader:
-        found = [row for row in reader.models() if row.id.startswith(identity)]
-    if len(found) != 1:
-        what = "No model" if not found else f"More than one model ({', '.join(row.id for row in found)})"
-        raise StateError(f'{what} has an id that begins with "{identity}". See `gruard models list`.')
-    (row,) = found
+    row = _row_of(settings, identity)
+    if row.status == "rejected":
+        return _model_row(row) | {"weights": "not kept"}
     try:
         weights.read(settings.state.directory / MODELS, row.id)
         sound = "sound"
@@ -151,6 +151,68 @@ def model(settings: Settings, identity: str) -> dict[str, Any]:
     shown = ("source", "fields", "cell", "hidden", "layers", "rows", "devices", "report", "sha256")
     spans = {name: rfc3339(manifest[f"{name}_s"]) for name in ("span_start", "span_end")}
     return _model_row(row) | {"weights": sound} | spans | {name: manifest[name] for name in shown}
+
+
+def difference(settings: Settings, first: str, second: str) -> dict[str, Any]:
+    """What differs between two models of the registry: facts of their manifests, and what moved most.
+
+    Of each device that both know, `moved` has the largest relative change of its level, quantiles and
+    scales: {"device", "what", "first", "second"}, at most MOST_MOVED of each kind.
+
+    Raises:
+        StateError: there is no database yet, not exactly one such model in it, or its weights cannot be read.
+    """
+    packages = []
+    for identity in (first, second):
+        row = _row_of(settings, identity)
+        try:
+            packages.append(weights.read(settings.state.directory / MODELS, row.id))
+        except ModelError as error:
+            raise StateError(f"The weights of {row.id} cannot be read: {error}.") from None
+    a, b = packages
+    facts = {}
+    for name in ("id", "group", "cell", "hidden", "layers", "rows", "skill", "parent"):
+        facts[name] = [getattr(a.manifest, name), getattr(b.manifest, name)]
+    for name in ("created", "span_start", "span_end"):
+        facts[name] = [rfc3339(getattr(p.manifest, f"{name}_s")) for p in packages]
+    facts["devices"] = [len(p.manifest.devices) for p in packages]
+    for name in sorted(a.manifest.report | b.manifest.report):
+        facts[f"report.{name}"] = [p.manifest.report.get(name) for p in packages]
+    come = sorted(set(b.manifest.devices) - set(a.manifest.devices))
+    gone = sorted(set(a.manifest.devices) - set(b.manifest.devices))
+    differing = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+    return {"differs": differing, "devices_come": come, "devices_gone": gone, "moved": _moved(a, b)}
+
+
+def _moved(a: ModelPackage, b: ModelPackage) -> list[dict[str, Any]]:
+    both = [name for name in a.manifest.devices if name in set(b.manifest.devices)]
+    if not both:
+        return []
+    rows = [np.array([p.manifest.devices.index(name) for name in both]) for p in (a, b)]
+    found = []
+    for kind in ("level", "quantile", "scale", "location"):
+        name = weights.DEVICE_PREFIX + kind
+        old, new = (np.asarray(p.tensors[name][at], float) for p, at in zip((a, b), rows, strict=True))
+        if old.shape != new.shape:
+            continue  # other fields or horizons
+        flat = [each.reshape(len(both), -1) for each in (old, new)]
+        change = np.abs(flat[1] - flat[0]) / np.maximum(np.abs(flat[0]), 1e-9)
+        most = change.argmax(axis=1)
+        largest = change[np.arange(len(both)), most]
+        for n in np.argsort(-largest, kind="stable")[:MOST_MOVED]:
+            if largest[n] > 0:
+                before, after = (round(float(each[n, most[n]]), 6) for each in flat)
+                found.append({"device": both[n], "what": kind, "first": before, "second": after})
+    return found
+
+
+def _row_of(settings: Settings, identity: str) -> ModelRow:
+    with open_readonly(settings.state.directory) as reader:
+        found = [row for row in reader.models() if row.id.startswith(identity)]
+    if len(found) != 1:
+        what = "No model" if not found else f"More than one model ({', '.join(row.id for row in found)})"
+        raise StateError(f'{what} has an id that begins with "{identity}". See `gruard models list`.')
+    return found[0]
 
 
 def _model_row(row: ModelRow) -> dict[str, Any]:

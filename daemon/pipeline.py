@@ -132,6 +132,7 @@ class Pipeline:
                 case _:
                     pass
         self._since_prune += len(self._newest)
+        self.rounds.promotions.count(events)
         return raised + events
 
     def settle(self) -> None:

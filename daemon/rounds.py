@@ -7,6 +7,8 @@ the same readings gives the same alerts. At real-time rates it never waits.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -23,6 +25,7 @@ from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.rows import ModelRow
 from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import enrol
+from gruard.daemon.promotions import Promotions
 from gruard.daemon.round_pace import PAUSE_AT, Pace
 from gruard.models import weights
 from gruard.models.errors import ModelError
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from gruard.daemon.core.engine import Group
     from gruard.daemon.core.events import EnrolDue, Scored
+    from gruard.daemon.core.probation import Probation, Reason
     from gruard.daemon.pipeline import Pipeline
     from gruard.daemon.records import Reading
     from gruard.models.weights import ModelPackage
@@ -54,6 +58,9 @@ WORDS: dict[RoundReason, str] = {
 }
 #: Longest hold for a first model.
 LONGEST_HOLD_S, HOLD_GRACE_S = 120.0, 5.0
+#: Weights that are kept of each group beside the live ones.
+KEPT = 8
+ROLLED_BACK = "rolled back"
 #: The meta key that says that training is paused.
 PAUSED = "training_paused"
 
@@ -114,6 +121,7 @@ class Rounds:
         self._begun: dict[str, tuple[float, float]] = {}  # group -> event time, arrival: first reading
         self._hold_until: float | None = None
         self._outcome: TrainOutcome | None = None  # of a round that has ended and is not dealt with yet
+        self.promotions = Promotions(pipeline.engine, pipeline.database)
 
     @property
     def holding(self) -> bool:
@@ -281,6 +289,8 @@ class Rounds:
         if outcome.watched and outcome.group in self._pipeline.engine.groups:
             watched = self._teachers(self._pipeline.engine.groups[outcome.group])
             self._pipeline.watched(watched, outcome.drifts)
+        if outcome.result == "rejected":
+            self._reject(outcome)
         self._schedule.ended(
             outcome.group,
             promoted=outcome.result == "promoted",
@@ -307,6 +317,29 @@ class Rounds:
         except ModelError as error:
             return msgspec.structs.replace(outcome, result="failed", reason=str(error))
         return outcome
+
+    def _reject(self, outcome: TrainOutcome) -> None:
+        """Enter a candidate that was refused in the registry, with the next commit."""
+        now_s, live = self._wall(), self.models.get(outcome.group)
+        known = f"{outcome.group} {now_s} {outcome.reason}".encode()
+        identity = outcome.model or hashlib.sha256(known).hexdigest()[: weights.ID_DIGITS]
+        parent = None if live is None else live.id
+        row = ModelRow(identity, outcome.group, "rejected", now_s, parent, None, "{}", outcome.reason)
+        keep = partial(self._pipeline.database.add_model, row)
+        self._pipeline.pending.also(keep, partial(self._tidy, outcome.group))
+
+    def review(self) -> Reason | None:
+        """Roll a promoted model back that has turned out clearly worse, recorded with the next commit.
+
+        Returns why, if one was. Raises StateError: nothing was recorded.
+        """
+        found = self.promotions.worse()
+        if found is None:
+            return None
+        name, reason, sentence = found
+        log.warning("%s", f"{self.models[name].id} is {ROLLED_BACK} {sentence}")
+        self.roll_back(name, sentence)
+        return reason
 
     # -- by command ----------------------------------------------------------------------------
 
@@ -367,7 +400,7 @@ class Rounds:
         name = _named(name, list(self.models))
         rows = self._pipeline.database.models()
         live = self.models[name].id
-        why = f"rolled back {reason}"
+        why = f"{ROLLED_BACK} {reason}"
         before = [row for row in rows if row.group == name and row.status == "retired" and row.id != live]
         for row in sorted(before, key=lambda row: row.activated_lsn or 0, reverse=True):
             try:
@@ -391,17 +424,24 @@ class Rounds:
             ModelError: it does not fit; nothing was changed.
             StateError: it is in charge, and the switch is recorded with the next commit that succeeds.
         """
-        self._take_charge(package, reason)
+        self._take_charge(package, reason, watched=True)
         self._pipeline.commit()
 
     def _take_charge(
-        self, package: ModelPackage, reason: str, *, leaving: str = "retired", why: str | None = None
+        self,
+        package: ModelPackage,
+        reason: str,
+        *,
+        leaving: str = "retired",
+        why: str | None = None,
+        watched: bool = False,
     ) -> None:
         """`adopt` up to the commit; the model before it is then `leaving`, because of `why`."""
         manifest = package.manifest
         self._settle()
         engine = self._pipeline.engine
         group = engine.open_group(manifest.source, manifest.fields)
+        probation = self.promotions.held_against(group.name, manifest.id) if watched else None
         self._rewarm(engine.adopt(group.name, package))
         self.models[group.name] = ModelNote(manifest.id, manifest.created_s, manifest.skill, manifest.cell)
         row = ModelRow(
@@ -414,7 +454,9 @@ class Rounds:
             msgspec.json.encode(manifest).decode(),
             reason,
         )
-        self._switched(partial(self._record, group.name, row, leaving, why, self._wall()))
+        self._switched(
+            group.name, partial(self._record, group.name, row, leaving, why, self._wall()), probation
+        )
 
     def _to_baseline(self, name: str, why: str) -> None:
         """Put the baseline in charge of a group, recorded with the next commit."""
@@ -424,7 +466,7 @@ class Rounds:
         now = self._monotonic()
         # Not at once: whoever goes back to the baseline wants to see it work.
         self._schedule.ended(name, promoted=False, has_model=True, now=now)
-        self._switched(partial(self._record, name, None, "rolled_back", why, self._wall()))
+        self._switched(name, partial(self._record, name, None, "rolled_back", why, self._wall()), None)
 
     def _settle(self) -> None:
         failpoints.reach("model.before")
@@ -434,8 +476,10 @@ class Rounds:
     def _rewarm(self, due: list[EnrolDue]) -> None:
         enrol(self._pipeline.engine, self._pipeline.database, due, self._pipeline.heartbeat)
 
-    def _switched(self, record: Callable[[], None]) -> None:
-        self._pipeline.pending.also(record, lambda: None)
+    def _switched(self, name: str, record: Callable[[], None], probation: Probation | None) -> None:
+        self.promotions.begin(name, probation)
+        self._pipeline.pending.also(record, partial(self._tidy, name))
+        self._pipeline.pending.also(partial(self.promotions.keep, name, probation), lambda: None)
         # In one transaction with the switch: recovery never has to replay across a change of weights.
         self._pipeline.save_every_generation()
         failpoints.reach("model.after")
@@ -448,6 +492,17 @@ class Rounds:
         if row is not None:
             database.add_model(row)
             database.activate_model(row.id, database.next_lsn, now_s)
+
+    def _tidy(self, group: str) -> None:
+        """Remove the weights of a group beyond the newest KEPT, but for those in charge and the anchor."""
+        database = self._pipeline.database
+        anchor = database.anchors().get(group)
+        rows = [row for row in database.models() if row.group == group and row.status != "live"]
+        rows.sort(key=lambda row: row.activated_s or row.created_s, reverse=True)
+        for row in [row for row in rows if row.status != "rejected" and row.id != anchor][KEPT:]:
+            for suffix in (".safetensors", ".json"):
+                with contextlib.suppress(OSError):  # it takes room and does no other harm
+                    (self._models / f"{row.id}{suffix}").unlink(missing_ok=True)
 
     def restore(self, rows: Sequence[ModelRow]) -> None:
         """Put the models in charge that the registry calls live, before any device is restored."""
@@ -464,6 +519,7 @@ class Rounds:
                 log.warning("model %s cannot be used, the baseline takes over: %s", row.id, error)
                 continue
             self.models[row.group] = ModelNote(row.id, row.created_s, row.skill, package.manifest.cell)
+            self.promotions.restore(row.group, row.id)
 
 
 def _named(name: str | None, known: Sequence[str]) -> str:

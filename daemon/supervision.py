@@ -124,7 +124,12 @@ class Supervision:
             self._metrics.thread_restarted()
 
     def collect_training(self) -> None:
-        """Take the outcome of a training round that has ended."""
+        """Take the outcome of a training round that has ended; take a model back that is clearly worse."""
+        reason = self._pipeline.rounds.review()
+        if reason is not None:
+            self._metrics.rolled_back(reason)
+            self._metrics.model_swapped()
+            self._pipeline.commit()
         outcome = self._pipeline.poll_training(self._broker.status().inbox)
         if outcome is None:
             return

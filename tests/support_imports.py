@@ -87,6 +87,7 @@ LAYERS: Mapping[str, Layer] = {
                 "intake",
                 "pending",
                 "pipeline",
+                "promotions",
                 "recording",
                 "recovery",
                 "round_pace",

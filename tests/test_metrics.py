@@ -79,6 +79,7 @@ def busy_metrics() -> Metrics:
     metrics.retrain_used(12.5, 300_000_000)
     metrics.set_retrain(0.25, paused=True)
     metrics.model_swapped()
+    metrics.rolled_back("skill")
     metrics.command("rollback", "done")
     return metrics
 

@@ -84,7 +84,7 @@ def test_models_show_one_with_where_it_comes_from(
     ("arguments", "said"),
     [
         (["show"], "takes the id of a model"),
-        (["list", "abc"], "takes the id of a model"),
+        (["list", "abc"], "takes no id"),
         (["show", "nonsense"], 'No model has an id that begins with "nonsense"'),
         (["show", ""], "More than one model"),
     ],
@@ -100,3 +100,33 @@ def test_models_asked_wrongly_says_what_is_wrong(
     assert packages
     assert run(tmp_path, *arguments) == 70
     assert said in capsys.readouterr().err
+
+
+def test_models_diff_shows_what_differs(
+    tmp_path: Path, packages: tuple[ModelPackage, ModelPackage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Facts that differ and what moved most of each device; a model beside itself differs in nothing."""
+    first, second = (package.manifest.id for package in packages)
+    assert run(tmp_path, "diff", first, second, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differs"] == {"id": [first, second]}
+    assert found["moved"] == []  # only the gate was changed
+    assert run(tmp_path, "diff", first, second) == 0
+    assert f"{first} -> {second}" in capsys.readouterr().out
+    assert run(tmp_path, "diff", first) == 70
+
+
+def test_models_diff_names_the_device_whose_level_moved(
+    tmp_path: Path, packages: tuple[ModelPackage, ModelPackage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A threshold that moved is told with its device and both values."""
+    tensors = sound_tensors()
+    level = weights.DEVICE_PREFIX + "level"
+    moved = sealed(tensors | {level: tensors[level] * 2.0})
+    with opened(tmp_path / "state", UNTRAINED) as pipeline:
+        weights.write(tmp_path / "state" / MODELS, moved)
+        pipeline.adopt(moved, "third")
+    assert run(tmp_path, "diff", packages[0].manifest.id, moved.manifest.id, "--json") == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["moved"] if row["what"] == "level"]
+    assert len(rows) == min(5, len(moved.manifest.devices))
+    assert all(row["second"] == pytest.approx(2 * row["first"], rel=1e-4) for row in rows)

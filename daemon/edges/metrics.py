@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from gruard.daemon.core.commands import TAGS
+from gruard.daemon.core.probation import REASONS, Reason
 from gruard.daemon.core.schedule import ROUND_REASONS
 from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, clean_label
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
@@ -285,6 +286,10 @@ class Metrics:
         """Count one change of the weights that score."""
         self._swaps.inc()
 
+    def rolled_back(self, reason: Reason) -> None:
+        """Count one promoted model that was rolled back by itself."""
+        self._rollbacks.add(reason, 1)
+
     def command(self, name: str, result: str) -> None:
         """Count one command of a person: what became of it, "done" or one of REFUSALS."""
         self._commands.labels(name if name in TAGS else "unknown", result).inc()
@@ -430,6 +435,10 @@ class Metrics:
         )
         self._retrain_paused = self._gauge("retrain_paused", "1 while the running training round waits.")
         self._swaps = self._counter("model_swaps_total", "Changes of the weights that score.")
+        self._rollbacks = ReasonCounter(
+            self._counter("model_rollbacks_total", "Promoted models taken back by themselves.", "reason"),
+            REASONS,
+        )
         self._commands = self._counter(
             "commands_total", "Commands by what became of them.", "command", "result"
         )

@@ -97,7 +97,7 @@ class ModelRow:
 
     id: str
     group: str
-    status: str  # candidate | live | retired | rejected
+    status: str  # candidate | live | retired | rolled_back | rejected
     created_s: float
     parent: str | None
     skill: float | None

@@ -224,7 +224,7 @@ class Engine:
         )
         if state is None:
             return
-        model = BASELINE if learning else group.in_charge
+        model = BASELINE if learning else group.model
         events.append(
             telling.alert_of(
                 device,
@@ -276,9 +276,7 @@ class Engine:
             self._mark(names)
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:
-        """Put new weights in charge of a group, and of neighbours without a model that may start from it.
-
-        Every device of theirs with enough readings becomes due.
+        """Put new weights in charge of a group. Every device with enough readings becomes due.
 
         Raises:
             ModelError: the package does not fit the group, or its weights cannot be used.
@@ -291,13 +289,11 @@ class Engine:
             raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id, loan_of(package.tensors))
-        group.model, group.fitted, group.package, group.lender = package.manifest.id, fitted, package, None
-        moved = [g for g in self.groups.values() if g is group or g.start_from(self.groups.values())]
-        names = [name for each in moved for name in each.devices]
-        self._mark(names)
+        group.model, group.fitted = package.manifest.id, fitted
+        self._mark(group.devices)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
-            for name in names
+            for name in group.devices
             if self.devices[name].count >= ENROL_AT[0]
         ]
 
@@ -307,7 +303,6 @@ class Engine:
         if name not in self.groups:
             scorer = GroupScorer(len(fields), self.options.budget)
             self.groups[name] = Group(name, source, fields, scorer)
-            self.groups[name].start_from(self.groups.values())
         return self.groups[name]
 
     def skill(self, group: Group) -> float:

@@ -83,7 +83,7 @@ def last_word(device: Device, group: Group, time_s: float) -> Alert:
         expected=unknown,
         deviation=unknown,
         contributions=tuple((name, 1.0 / len(group.fields)) for name in group.fields),
-        model=group.in_charge,
+        model=group.model,
         sentence=f"{device.name} is watched no more, silent for {silent}: its alert ends after {lasted}.",
     )
 

@@ -131,7 +131,7 @@ class Announcer:
             told_s, phase, alarm = self._told.get(name, (-math.inf, "", False))
             if (phase, alarm) == (scored.phase, bool(alert_id)) and now - told_s < every_s:
                 continue
-            model = engine.groups[scored.group].in_charge if scored.phase == "ready" else BASELINE
+            model = engine.groups[scored.group].model if scored.phase == "ready" else BASELINE
             payload = state_payload(scored, alert_id=alert_id, model=model)
             if not self._publish_retained(f"{self._base}/state/{name}", payload):
                 return  # no room now; the rest is told with the next turn

@@ -227,7 +227,7 @@ class Engine:
         )
         if state is None:
             return
-        model = BASELINE if learning else group.in_charge
+        model = BASELINE if learning else group.model
         if state == "resolved" and scores.lasted[n]:
             # From here on it is the device's normal: it is fitted anew on the readings of the alarm.
             device.normal_from_s, device.normal_to_s = device.track.opened_s, device.last_s
@@ -288,9 +288,7 @@ class Engine:
         return group.fitted.get(device.name) if group.trained_to_s > device.normal_to_s else None
 
     def adopt(self, group_id: str, package: ModelPackage) -> list[EnrolDue]:
-        """Put new weights in charge of a group, and of neighbours without a model that may start from it.
-
-        Every device of theirs with enough readings becomes due.
+        """Put new weights in charge of a group. Every device with enough readings becomes due.
 
         Raises:
             ModelError: the package does not fit the group, or its weights cannot be used.
@@ -303,33 +301,23 @@ class Engine:
             raise ModelError(f"model {package.manifest.id} forecasts {forecaster.fields} fields")
         fitted = fitted_devices(package.manifest.devices, package.tensors)
         group.scorer.adopt(forecaster, package.manifest.id, loan_of(package.tensors))
-        group.model, group.fitted, group.package, group.lender = package.manifest.id, fitted, package, None
+        group.model, group.fitted = package.manifest.id, fitted
         group.trained_to_s = package.manifest.span_end_s
-        moved = [g for g in self.groups.values() if g is group or g.start_from(self.groups.values())]
-        return self._all_due(moved)
+        return self._all_due(group)
 
-    def _all_due(self, groups: Iterable[Group]) -> list[EnrolDue]:
-        names = [name for group in groups for name in group.devices]
-        self._mark(names)
+    def _all_due(self, group: Group) -> list[EnrolDue]:
+        self._mark(group.devices)
         return [
             self._ask(self.devices[name], REWARM_ROWS)
-            for name in names
+            for name in group.devices
             if self.devices[name].count >= ENROL_AT[0]
         ]
 
     def leave_model(self, group_id: str) -> list[EnrolDue]:
-        """Put the baseline back in charge of a group, and of those that had started from its model.
-
-        Where a neighbour has a model that they may start from, they do. Every device with enough readings
-        becomes due.
-        """
-        left = self.groups[group_id].model
-        moved = [g for g in self.groups.values() if g.name == group_id or g.lender == left]
-        for group in moved:
-            group.leave_model()
-        for group in moved:
-            group.start_from(self.groups.values())
-        return self._all_due(moved)
+        """Put the baseline back in charge of a group. Every device with enough readings becomes due."""
+        group = self.groups[group_id]
+        group.leave_model()
+        return self._all_due(group)
 
     def open_group(self, source: str, fields: tuple[str, ...]) -> Group:
         """The group of a source and field set, made when it is new."""
@@ -337,7 +325,6 @@ class Engine:
         if name not in self.groups:
             scorer = GroupScorer(len(fields), self.options.budget)
             self.groups[name] = Group(name, source, fields, scorer)
-            self.groups[name].start_from(self.groups.values())
         return self.groups[name]
 
     def skill(self, group: Group) -> float:

@@ -94,7 +94,7 @@ def unexplained(device: Device, group: Group, *, alert_id: str, state: AlertStat
         expected=unknown,
         deviation=unknown,
         contributions=tuple((name, 1.0 / len(group.fields)) for name in group.fields),
-        model=group.in_charge,
+        model=group.model,
     )
 
 

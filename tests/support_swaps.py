@@ -46,6 +46,10 @@ def trained(folder: Path) -> ModelPackage:
         return weights.read(folder / MODELS, note.id)
 
 
+#: What is fitted for devices and the group: ranges that noise would leave.
+FITTED = (weights.DEVICE_PREFIX, "group.")
+
+
 def like(
     package: ModelPackage, by: float, *, which: str = "", created_s: float | None = None
 ) -> ModelPackage:
@@ -54,7 +58,7 @@ def like(
     m = package.manifest
     tensors = {
         name: tensor + (by * generator.standard_normal(tensor.shape)).astype(tensor.dtype)
-        if name.startswith(which) and tensor.dtype.kind == "f" and not name.startswith(weights.DEVICE_PREFIX)
+        if name.startswith(which) and tensor.dtype.kind == "f" and not name.startswith(FITTED)
         else tensor
         for name, tensor in package.tensors.items()
     }

@@ -330,11 +330,11 @@ def markdown(rows: dict[str, dict[str, dict[str, Any]]], seeds: Sequence[int]) -
     first, ranked, told = "false per 10k", "early VUS-PR", "early recall"
     lines += [
         "",
-        f"In words: by lending, false alarms in the first {HEALTHY_ROWS} readings go from {alone[first]} to",
-        f"{lent[first]} per 10,000, and VUS-PR behind reading {EARLY} from {alone[ranked]} to",
-        f"{lent[ranked]}, which is {lent['of later']} of what the same system reaches later. Recall goes",
-        f"from {alone[told]} to {lent[told]}, later {lent['late recall']}; where so many alarms are false,",
-        "a part of it is chance.",
+        f"In words: by lending, false alarms per 10,000 readings go from {alone[first]} to",
+        f"{lent[first]}, VUS-PR behind reading {EARLY} from {alone[ranked]} to {lent[ranked]},",
+        f"which is {lent['of later']} of what the same system reaches later, and recall from",
+        f"{alone[told]} to {lent[told]}; later it is {lent['late recall']}. Where so many alarms are",
+        "false, a part of the recall is chance.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -108,5 +108,5 @@ def test_registry_keeps_rejected_candidates_and_the_newest_weights(
         ]
         assert len(rows) == KEPT + 4
         assert len(list((tmp_path / MODELS).glob("*.safetensors"))) == KEPT + 2, "the anchor stays too"
-        assert (tmp_path / MODELS / f"{good.manifest.id}.safetensors").exists()
+        assert (tmp_path / MODELS / f"{others[0].manifest.id}.safetensors").exists()
         assert (tmp_path / MODELS / f"{others[-1].manifest.id}.safetensors").exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from fuzz.models import sealed, sound_tensors
 from support_daemon import Daemon
 from support_engine import plant_rows, readings_of
-from support_mqtt import Mosquitto, publish, wait_until
+from support_mqtt import Mosquitto, free_port, publish, wait_until
 from support_pipeline import UNTRAINED, opened, play, scores
 
 from gruard.daemon.cli import main
@@ -24,6 +25,7 @@ from gruard.daemon.records import Delivery, Message
 from gruard.models import weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from gruard.daemon.pipeline import Pipeline
@@ -283,3 +285,37 @@ def test_command_without_a_daemon_waits_for_its_start(
         desk.commands.look()
         desk.commands.apply()
         assert pipeline.rounds.paused
+
+
+@pytest.mark.parametrize(
+    "failpoint", ["model.before:1", "model.after:1", "commit.before:1", "commit.after:1"]
+)
+def test_rollback_survives_kill_at_any_point_and_happens_once(tmp_path: Path, failpoint: str) -> None:
+    """A daemon killed while it rolls back ends, after its next start, one model back and not two."""
+    port = free_port()  # nobody listens there: commands as files need no broker
+    daemon = Daemon(tmp_path, port)
+    with opened(daemon.state, UNTRAINED) as pipeline:
+        _, old, live = with_models(pipeline, daemon.state)
+        pipeline.checkpoint()
+    command_files.put(daemon.state, core.encode(Rollback()), 1_700_000_000.0)
+    try:
+        with suppress(AssertionError):  # it may be gone before it answers
+            daemon.start(ready=False, environ={"GRUARD_FAILPOINT": failpoint})
+        assert wait_until(lambda: not daemon.alive, 30), daemon.log()
+    finally:
+        daemon.__exit__()
+    folder = daemon.state / command_files.FOLDER
+    with killed_later(daemon):
+        assert wait_until(lambda: not list(folder.glob("*.json")), 30), daemon.log()
+        rows = json.loads(daemon.run("models", "list", "--json").stdout)
+    assert {row["id"]: row["state"] for row in rows} == {old: "live", live: "rolled_back"}
+
+
+@contextmanager
+def killed_later(daemon: Daemon) -> Iterator[None]:
+    """A daemon that need not be ready, ended by SIGKILL."""
+    daemon.start(ready=False)
+    try:
+        yield
+    finally:
+        daemon.__exit__()

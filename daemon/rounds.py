@@ -23,6 +23,7 @@ from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.rows import ModelRow
 from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import enrol
+from gruard.daemon.errors import StateError
 from gruard.daemon.promotions import Promotions
 from gruard.daemon.records import Reading
 from gruard.models import weights
@@ -410,6 +411,10 @@ class Rounds:
 
     def _tidy(self, group: str) -> None:
         """Remove the weights of a group beyond the newest KEPT that are not in charge."""
+        with contextlib.suppress(StateError):  # what cannot be read now is tidied up after the next switch
+            self._remove_old_weights(group)
+
+    def _remove_old_weights(self, group: str) -> None:
         rows = [
             row for row in self._pipeline.database.models() if row.group == group and row.status != "live"
         ]

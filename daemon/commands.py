@@ -99,7 +99,10 @@ class Commands:
             if given.file is not None and self._was_done(given.file):
                 self._queue.popleft()
                 continue
+            before = dict(self._pipeline.models)
             name, result, answer = self._tried(given)
+            if self._pipeline.models != before:
+                self._metrics.model_swapped()
             self._queue.popleft()
             log.log(
                 logging.INFO if result == "done" else logging.WARNING,

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Devices enrolled in one go: bounds the memory that a change of weights takes.
-ENROL_CHUNK = 16
+#: Fields of all devices enrolled in one go, fewest and most devices: bounds the memory that a change
+#: of weights takes. A step over many devices costs little more than one over few, and scoring waits for it.
+ENROL_FIELDS, FEWEST, MOST = 1024, 16, 64
 
 
 def enrol(
@@ -39,7 +40,7 @@ def enrol(
     for event in due:
         wanted.setdefault(event.fields, []).append(event)
     for fields, events in wanted.items():
-        for chunk in chunks(events, ENROL_CHUNK):
+        for chunk in chunks(events, at_a_time(len(fields))):
             heartbeat()
             histories = {
                 e.device: history_of(
@@ -49,6 +50,11 @@ def enrol(
             }
             engine.enrol({name: history for name, history in histories.items() if name in engine.devices})
             due[:] = [event for event in due if event not in chunk]
+
+
+def at_a_time(fields: int) -> int:
+    """How many devices of so many fields are enrolled in one go."""
+    return min(max(ENROL_FIELDS // max(fields, 1), FEWEST), MOST)
 
 
 def history_of(

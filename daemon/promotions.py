@@ -28,6 +28,7 @@ class Promotions:
         self._engine, self._database = engine, database
         self._counts: dict[str, list[int]] = {}  # group -> readings, alerts opened
         self._watched: dict[str, Probation] = {}
+        self._next: dict[str, int] = {}  # group -> readings at which it is looked at again
 
     def count(self, events: Iterable[Event]) -> None:
         """Take note of what was scored."""
@@ -49,6 +50,7 @@ class Promotions:
     def begin(self, group: str, probation: Probation | None) -> None:
         """Weights changed: count anew, and watch the model, None: do not."""
         self._counts[group] = [0, 0]
+        self._next.pop(group, None)
         if probation is None:
             self._watched.pop(group, None)
         else:
@@ -74,8 +76,11 @@ class Promotions:
         """A group whose promoted model is clearly worse: its name, why, and a sentence on it."""
         for name, probation in list(self._watched.items()):
             group, (readings, alerts) = self._engine.groups.get(name), self._of(name)
-            if group is None or not group.devices or not readings:
+            if group is None or not group.devices or readings < self._next.get(name, 1):
                 continue
+            self._next[name] = readings + len(
+                group.devices
+            )  # the skill of many devices takes a while to read
             devices, skill = len(group.devices), self._engine.skill(group)
             reason = probation.verdict(readings=readings, devices=devices, alerts=alerts, skill=skill)
             if reason is not None:

@@ -25,6 +25,7 @@ from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.rows import ModelRow
 from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import enrol
+from gruard.daemon.errors import StateError
 from gruard.daemon.promotions import Promotions
 from gruard.daemon.round_pace import PAUSE_AT, Pace
 from gruard.models import weights
@@ -495,6 +496,10 @@ class Rounds:
 
     def _tidy(self, group: str) -> None:
         """Remove the weights of a group beyond the newest KEPT, but for those in charge and the anchor."""
+        with contextlib.suppress(StateError):  # what cannot be read now is tidied up after the next switch
+            self._remove_old_weights(group)
+
+    def _remove_old_weights(self, group: str) -> None:
         database = self._pipeline.database
         anchor = database.anchors().get(group)
         rows = [row for row in database.models() if row.group == group and row.status != "live"]

@@ -65,6 +65,7 @@ class Supervision:
         self.held: str | None = None  # why the disk takes nothing
         self._clock_s = time.time() - time.monotonic()  # where the clock stands against one that nobody sets
         self._clock_note: tuple[float, str] = (-math.inf, "")  # when it was last set, and by how much
+        self._shown: set[str] = set()  # groups whose model is shown
         self._counted: dict[str, int] = {}  # totals kept elsewhere, as far as they are counted
 
     def look(self) -> None:
@@ -143,6 +144,9 @@ class Supervision:
     def show_models(self) -> None:
         """Show which models are in charge, and how well they do."""
         engine = self._pipeline.engine
+        for name in self._shown - set(self._pipeline.models):  # the baseline's again
+            self._metrics.forget_group(name)
+        self._shown = set(self._pipeline.models)
         for name, note in self._pipeline.models.items():
             skill = engine.skill(engine.groups[name])
             shown = note.skill if math.isnan(skill) else skill

@@ -50,6 +50,7 @@ def exported_series() -> set[str]:
     metrics.device_score("d", 0.0)
     metrics.model_live("g", "m", "gru", skill=1.0, trained_s=0.0)
     metrics.shed("r")
+    metrics.command("train", "done")
     page = metrics.render().decode()
     return {"up", *re.findall(r"^([a-z_]+)[{ ]", page, flags=re.MULTILINE)}
 

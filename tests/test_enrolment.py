@@ -11,7 +11,7 @@ from support_database import NOW_S, reading
 from gruard.daemon.core.events import EnrolDue
 from gruard.daemon.core.flags import IN_ALARM, REPLAYED
 from gruard.daemon.edges.database import Database, open_database
-from gruard.daemon.enrolment import ENROL_CHUNK, chunks, enrol, history_of
+from gruard.daemon.enrolment import at_a_time, chunks, enrol, history_of
 from gruard.daemon.errors import StateError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gruard.models.history import History
 
 FIELDS = ("temp", "load")
+ENROL_CHUNK = at_a_time(len(FIELDS))
 
 
 class Fitting:
@@ -103,10 +104,15 @@ def test_enrol_that_fails_keeps_who_is_still_due(database: Database, monkeypatch
 
 def test_enrol_works_in_turns_that_are_heard(database: Database) -> None:
     """A change of weights for a great many devices takes bounded memory, and the watchdog hears of it."""
-    asked = [due(f"d{n}") for n in range(40)]
+    asked = [due(f"d{n}") for n in range(2 * ENROL_CHUNK + 8)]
     engine = Fitting(*(event.device for event in asked))
     assert enrolled(database, asked, engine) == 3
-    assert [len(given) for given in engine.given] == [16, 16, 8]
+    assert [len(given) for given in engine.given] == [ENROL_CHUNK, ENROL_CHUNK, 8]
+
+
+def test_devices_of_many_fields_are_enrolled_fewer_at_a_time() -> None:
+    """The memory of a step is bounded by devices and fields together."""
+    assert [at_a_time(fields) for fields in (0, 1, 16, 32, 64, 1000)] == [64, 64, 64, 32, 16, 16]
 
 
 def test_history_of_leaves_readings_in_alarm_out_of_teaching(database: Database) -> None:

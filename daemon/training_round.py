@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from gruard.daemon.core.flags import IN_ALARM
+from gruard.daemon.core.words import taught
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.models import memory, weights
@@ -84,12 +85,16 @@ def _histories(request: TrainRequest) -> dict[str, History]:
     before_s = np.inf if request.before_s is None else request.before_s
     histories = {}
     with open_readonly(Path(request.directory)) as reader:
+        judged = reader.judged()
         for device in request.devices:
             rows = reader.history(device, request.fields, request.max_rows)
             early = rows.time_s < before_s
             if early.any():
-                normal = (rows.flags[early] & IN_ALARM) == 0
-                histories[device] = History(rows.time_s[early], rows.values[early], normal)
+                time_s, normal = rows.time_s[early], (rows.flags[early] & IN_ALARM) == 0
+                spans = judged.get(device, ())
+                vouched = taught(time_s, np.zeros(len(time_s), bool), spans)
+                normal = taught(time_s, normal, spans)
+                histories[device] = History(time_s, rows.values[early], normal, vouched)
     return histories
 
 
@@ -99,6 +104,9 @@ def _cleaned(histories: dict[str, History], seed: int) -> tuple[dict[str, Histor
         flags = abnormal_rows(histories, seed)
     except ModelError:
         return histories, 0  # too little to judge by
+    for name, history in histories.items():
+        if history.vouched is not None:
+            flags[name] = flags[name] & ~history.vouched
     clean = {name: replace(h, normal=h.normal & ~flags[name]) for name, h in histories.items()}
     return clean, sum(int((h.normal & flags[name]).sum()) for name, h in histories.items())
 

@@ -27,6 +27,7 @@ import msgspec
 
 from gruard.daemon.core.alerts import Track
 from gruard.daemon.errors import DecodeError
+from gruard.models.patterns import Pattern  # noqa: TC001 - likewise
 
 if TYPE_CHECKING:
     from gruard.daemon.records import Reading
@@ -75,6 +76,8 @@ class Device(msgspec.Struct):
     foreign_s: float = float("-inf")  # arrival of the newest of them
     strangers: tuple[str, ...] = ()
     track: Track = msgspec.field(default_factory=Track)
+    heard: int = 0  # number of the newest operator's word that is applied
+    patterns: tuple[Pattern, ...] = ()  # what operators called normal, oldest first
 
     @property
     def settled(self) -> bool:

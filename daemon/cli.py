@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gruard.daemon import __version__, cli_backtest, cli_commands, cli_models, cli_tune
+from gruard.daemon import __version__, cli_alerts, cli_backtest, cli_commands, cli_models, cli_tune
 from gruard.daemon.cli_tables import print_rows
 from gruard.daemon.errors import BrokerError, ConfigError, GruardError
 
@@ -85,13 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     cli_backtest.add_arguments(sub)
     cli_tune.add_arguments(with_config(add("tune", cli_tune.tune, cli_tune.TEXT)))
 
-    for name, command, text in (
-        ("devices", _devices, "List the devices that the state directory knows."),
-        ("alerts", _alerts, "List alerts, newest first."),
-    ):
-        sub = with_config(add(name, command, text))
-        sub.add_argument("action", choices=["list"], help="list them")
-        sub.add_argument("--json", action="store_true", help="one JSON array")
+    sub = with_config(add("devices", _devices, "List the devices that the state directory knows."))
+    sub.add_argument("action", choices=["list"], help="list them")
+    sub.add_argument("--json", action="store_true", help="one JSON array")
+
+    cli_alerts.add_arguments(with_config(add("alerts", cli_alerts.alerts, cli_alerts.TEXT)))
 
     cli_models.add_arguments(with_config(add("models", cli_models.models, cli_models.TEXT)))
 
@@ -186,12 +184,6 @@ def _devices(arguments: argparse.Namespace) -> int:
     from gruard.daemon.inspection import devices  # noqa: PLC0415 - see the module docstring
 
     return print_rows(devices(_load(arguments)), as_json=arguments.json)
-
-
-def _alerts(arguments: argparse.Namespace) -> int:
-    from gruard.daemon.inspection import alerts  # noqa: PLC0415 - see the module docstring
-
-    return print_rows(alerts(_load(arguments)), as_json=arguments.json)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -16,13 +16,26 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gruard.daemon.core import commands
-from gruard.daemon.core.commands import Activate, CommandError, Pause, Resume, Rollback, TrainNow
+from gruard.daemon.core.commands import (
+    Activate,
+    CommandError,
+    Expected,
+    Fault,
+    Missed,
+    Mute,
+    Pause,
+    Resume,
+    Rollback,
+    TrainNow,
+    Undo,
+)
 from gruard.daemon.edges.command_files import OUTCOME, CommandFiles
+from gruard.daemon.feedback import FeedbackError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gruard.daemon.core.commands import Command
+    from gruard.daemon.core.commands import Command, Said
     from gruard.daemon.edges.metrics import Metrics
     from gruard.daemon.edges.trainer import TrainOutcome
     from gruard.daemon.pipeline import Pipeline
@@ -137,7 +150,7 @@ class Commands:
                 raise given.refusal
             command = commands.decode(given.payload, given.topic)
             name = commands.tag(command)
-            answer = self._carry_out(command)
+            answer = self._carry_out(command, given.file)
         except CommandError as error:
             return name, error.reason, error.detail
         if isinstance(command, TrainNow) and given.file is not None:
@@ -146,7 +159,7 @@ class Commands:
                 self._asked[group] = given.file
         return name, "done", answer
 
-    def _carry_out(self, command: Command) -> str:
+    def _carry_out(self, command: Command, file: str | None) -> str:
         rounds = self._pipeline.rounds
         match command:
             case Activate(model=model):
@@ -159,6 +172,20 @@ class Commands:
                 return rounds.pause(paused=True)
             case Resume():
                 return rounds.pause(paused=False)
+            case Expected() | Fault() | Missed() | Mute() | Undo():
+                return self._hear(command, file)
+
+    def _hear(self, said: Said, file: str | None) -> str:
+        """Take an operator's word; a sentence on it. A file that comes again after a crash is one word."""
+        fields = msgspec.to_builtins(said)
+        known = {name: value for name, value in fields.items() if value is not None and name != "id"}
+        try:
+            word = self._pipeline.feedback.take(known, said.id or file or "")
+        except FeedbackError as error:
+            raise CommandError(error.reason, str(error)) from None
+        about = word["alert"] or word["device"]
+        again = ", as was said before" if word["repeated"] else ""
+        return f"feedback {word['id']}: {word['verdict']} of {about}{again}"
 
     # -- files ---------------------------------------------------------------------------------
 

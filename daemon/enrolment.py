@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from gruard.daemon.core.flags import IN_ALARM
+from gruard.daemon.core.words import taught
 from gruard.models.history import History
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from gruard.daemon.core.engine import Engine
     from gruard.daemon.core.events import EnrolDue
+    from gruard.daemon.core.words import Span
     from gruard.daemon.edges.history import Reader
     from gruard.daemon.edges.rows import History as StoredHistory
 
@@ -39,12 +41,17 @@ def enrol(
     wanted: dict[tuple[str, ...], list[EnrolDue]] = {}
     for event in due:
         wanted.setdefault(event.fields, []).append(event)
+    # Words as old as the newest of these readings were said after it.
+    judged = database.judged(None if before_lsn is None else before_lsn - 1) if wanted else {}
     for fields, events in wanted.items():
         for chunk in chunks(events, at_a_time(len(fields))):
             heartbeat()
             histories = {
                 e.device: history_of(
-                    database.history(e.device, fields, e.limit, before_lsn), e.normal_from_s, e.normal_to_s
+                    database.history(e.device, fields, e.limit, before_lsn),
+                    judged.get(e.device, ()),
+                    e.normal_from_s,
+                    e.normal_to_s,
                 )
                 for e in chunk
             }
@@ -58,15 +65,21 @@ def at_a_time(fields: int) -> int:
 
 
 def history_of(
-    stored: StoredHistory, normal_from_s: float = -math.inf, normal_to_s: float = -math.inf
+    stored: StoredHistory,
+    judged: Iterable[Span] = (),
+    normal_from_s: float = -math.inf,
+    normal_to_s: float = -math.inf,
 ) -> History:
-    """A device's stored rows as enrolment and training want them, without those before its newest normal.
+    """A device's stored rows as enrolment wants them, without those before its newest normal.
 
-    Rows from `normal_from_s` to `normal_to_s` are normal whatever alarm they were in.
+    Rows from `normal_from_s` to `normal_to_s` are normal whatever alarm they were in; none is that an
+    operator says was a fault. What is normal by an operator's word is left as it was scored: it is known by
+    its pattern, and must not widen what everything else is measured by.
     """
     since = stored.time_s >= normal_from_s
     time_s, values, flags = stored.time_s[since], stored.values[since], stored.flags[since]
-    return History(time_s, values, ((flags & IN_ALARM) == 0) | (time_s <= normal_to_s))
+    normal = ((flags & IN_ALARM) == 0) | (time_s <= normal_to_s)
+    return History(time_s, values, taught(time_s, normal, judged, faults_only=True))
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -12,9 +12,11 @@ import numpy as np
 from gruard.daemon.core.devices import Device
 from gruard.daemon.core.engine import group_name, open_state
 from gruard.daemon.core.payloads import rfc3339
+from gruard.daemon.core.words import standing
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS
 from gruard.daemon.errors import StateError
+from gruard.daemon.feedback import row_of
 from gruard.models import weights
 from gruard.models.errors import ModelError
 
@@ -111,6 +113,7 @@ def _milestones(device: Device) -> dict[str, Any]:
 def alerts(settings: Settings) -> list[dict[str, Any]]:
     """One row an alert, newest first; StateError where there is no database yet."""
     with open_readonly(settings.state.directory) as reader:
+        verdicts = {word.alert: word.verdict for word in standing(reader.words()) if word.alert is not None}
         return [
             {
                 "id": row.id,
@@ -121,10 +124,21 @@ def alerts(settings: Settings) -> list[dict[str, Any]]:
                 "time": rfc3339(row.updated_s),
                 "score": round(row.score, 4),
                 "threshold": round(row.threshold, 4),
-                "message": msgspec.json.decode(row.payload)["message"],
+                "verdict": verdicts.get(row.id),
+                "muted": payload.get("muted", False),
+                "message": payload["message"],
             }
             for row in reader.alerts(MOST_ALERTS)
+            for payload in [msgspec.json.decode(row.payload)]
         ]
+
+
+def feedback(settings: Settings) -> list[dict[str, Any]]:
+    """One row a word of an operator, newest first; StateError where there is no database yet."""
+    with open_readonly(settings.state.directory) as reader:
+        said = reader.words()
+    stands = {word.id for word in standing(said)}
+    return [row_of(word) | {"stands": word.id in stands} for word in reversed(said)]
 
 
 def models(settings: Settings) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gruard.daemon.core.events import Removed, Scored
 from gruard.daemon.core.flags import flags_of
+from gruard.daemon.core.words import Word
 from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.place import Place
 from gruard.daemon.edges.rows import AlertRow, StoredReading
@@ -42,7 +43,7 @@ class Pending:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._place = Place(database.path)
-        self._facts: list[Scored | Told | Removed] = []  # in the order in which they happened
+        self._facts: list[Scored | Told | Removed | Word] = []  # in the order in which they happened
         self._deliveries: list[tuple[Delivery, Sequence[Reading]]] = []
         self._delivered: set[int] = set()  # seqs of the outbox that the broker has taken
         self._session_lost = False
@@ -55,7 +56,7 @@ class Pending:
         """Whether there is nothing to commit."""
         return not (self._facts or self._deliveries or self._delivered or self._session_lost or self._also)
 
-    def add(self, fact: Scored | Told | Removed) -> None:
+    def add(self, fact: Scored | Told | Removed | Word) -> None:
         """Keep one fact."""
         self._facts.append(fact)
         if isinstance(fact, Told) and fact.topic is not None:
@@ -158,6 +159,9 @@ class Pending:
                     readings.append(_stored(self._database.next_lsn + len(readings), fact))
                 case Told():
                     self._write_told(fact)
+                case Word():
+                    self._append(readings)
+                    self._database.keep_word(fact)
                 case _:  # Removed: what was journalled before it goes with the device
                     self._append(readings)
                     self._database.forget_device(fact.device)

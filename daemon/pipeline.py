@@ -24,6 +24,7 @@ from gruard.daemon.core.storm import Storm
 from gruard.daemon.edges import failpoints
 from gruard.daemon.edges.rows import AlertRow, Checkpoint
 from gruard.daemon.enrolment import enrol
+from gruard.daemon.feedback import Feedback
 from gruard.daemon.pending import Pending, Told
 from gruard.daemon.rounds import Rounds, TrainingSettings
 
@@ -69,6 +70,8 @@ class Pipeline:
         self.pending = Pending(database)
         self.rounds = Rounds(self, directory, training, wall, monotonic, always_hold=always_hold)
         self.storm = storm or Storm(engine.options.instance)
+        self.feedback = Feedback(self)
+        self.wall = wall
         self.heartbeat = heartbeat  # called within long work, so that nobody takes it for a hang
         self._base, self._monotonic, self._most_outbox = base, monotonic, most_outbox
         self._since_prune = 0  # readings since the last step of pruning
@@ -216,6 +219,9 @@ class Pipeline:
 
     def _decide(self, alert: Alert) -> None:
         """Keep an alert decision; published is what neither a storm nor a full outbox forbids."""
+        if not self.feedback.may_tell(alert):
+            self._keep(alert, told=False, muted=True)
+            return
         room = self.pending.outbox < self._most_outbox
         told = self.storm.decide(alert, self._monotonic(), room=room)
         self._keep(alert, told=told)
@@ -226,8 +232,9 @@ class Pipeline:
         if summary is not None:
             self._keep(summary, told=True)
 
-    def _keep(self, alert: Alert, *, told: bool) -> None:
-        payload = alert_payload(alert, self.note_of(alert.model, alert.group), self.engine.options.instance)
+    def _keep(self, alert: Alert, *, told: bool, muted: bool = False) -> None:
+        note, instance = self.note_of(alert.model, alert.group), self.engine.options.instance
+        payload = alert_payload(alert, note, instance, muted=muted)
         row = AlertRow(
             alert.id,
             alert.device,
@@ -264,4 +271,6 @@ class Pipeline:
 
     def recover(self) -> int:
         """Bring the engine to where the journal ends; returns the readings replayed."""
-        return recovery.recover(self.engine, self.database, self.rounds, self.heartbeat)
+        replayed = recovery.recover(self.engine, self.database, self.rounds, self.heartbeat)
+        self.feedback.restore()
+        return replayed

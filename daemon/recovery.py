@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,13 +19,15 @@ from gruard.daemon.core.engine import BASELINE, DeviceRow
 from gruard.daemon.core.events import EnrolDue, Event
 from gruard.daemon.core.flags import REPLAYED, sequence_of
 from gruard.daemon.edges import failpoints
+from gruard.daemon.edges.history import HIGHEST_LSN
 from gruard.daemon.enrolment import chunks, enrol
 from gruard.daemon.records import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gruard.daemon.core.engine import Engine
+    from gruard.daemon.core.words import Word
     from gruard.daemon.edges.database import Database
     from gruard.daemon.edges.rows import StoredReading
     from gruard.daemon.rounds import Rounds
@@ -46,7 +49,10 @@ def recover(engine: Engine, database: Database, rounds: Rounds, heartbeat: Calla
     )
     for asked in due:
         enrol(engine, database, [asked], heartbeat, saved[asked.device].lsn + 1)
-    replayed = _replay(engine, database, {name: row.lsn for name, row in saved.items()}, heartbeat)
+    lsns = {name: row.lsn for name, row in saved.items()}
+    heard = Unheard(engine, database.words(), lsns)
+    replayed = _replay(engine, database, lsns, heard, heartbeat)
+    heard.finish()
     engine.drifting(_open_drifts(database))
     failpoints.reach("recover.after")
     return replayed
@@ -61,7 +67,44 @@ def _open_drifts(database: Database) -> dict[str, tuple[str, float]]:
     }
 
 
-def _replay(engine: Engine, database: Database, lsns: dict[str, int], heartbeat: Callable[[], None]) -> int:
+class Unheard:
+    """Words that operators said after the checkpoints: each is heard where it was said, between two readings.
+
+    A word as old as its device's checkpoint may be in it or not; the device knows. What was said before the
+    first reading of a device that has no checkpoint was said of another one, which had its name before.
+    """
+
+    def __init__(self, engine: Engine, words: Iterable[Word], lsns: dict[str, int]) -> None:
+        self._engine = engine
+        self._waiting: dict[str, deque[Word]] = {}
+        self._newest = 0
+        for word in words:
+            self._newest = word.id
+            if word.lsn >= lsns.get(word.device, 0):
+                self._waiting.setdefault(word.device, deque()).append(word)
+
+    def before(self, device: str, lsn: int) -> None:
+        """Let a device hear what was said before its reading `lsn`."""
+        waiting = self._waiting.get(device)
+        while waiting and waiting[0].lsn < lsn:
+            word = waiting.popleft()
+            self._engine.hear(word.id, device, word.change)
+
+    def finish(self) -> None:
+        """Let all devices hear what was said last."""
+        for device in list(self._waiting):
+            self.before(device, HIGHEST_LSN + 1)
+        told = (device.heard for device in self._engine.devices.values())
+        self._engine.heard = max(self._newest, *told, 0)
+
+
+def _replay(
+    engine: Engine,
+    database: Database,
+    lsns: dict[str, int],
+    unheard: Unheard,
+    heartbeat: Callable[[], None],
+) -> int:
     """Run the rows behind each device's checkpoint (device -> lsn) through the engine again."""
     sources = {source.name for source in engine.options.sources}
     replayed = 0
@@ -76,6 +119,7 @@ def _replay(engine: Engine, database: Database, lsns: dict[str, int], heartbeat:
             here = {reading.device: rows[id(reading)][0] for reading in wave}
             due: list[Event] = []
             for behind in here.values():
+                unheard.before(behind.device, behind.lsn)
                 due += engine.place(behind.device, behind.source, behind.fields)
             for event in due + engine.receive(wave):
                 if isinstance(event, EnrolDue):

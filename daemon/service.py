@@ -341,6 +341,7 @@ class Service:
         self._pipeline.prune(state.max_rows_per_device, state.max_megabytes * 1_000_000, oldest_s)
         self._pipeline.tell_storm()
         self._commands.look()
+        self._pipeline.feedback.end_mutes()
 
     # -- shutdown ------------------------------------------------------------------------------
 

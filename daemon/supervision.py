@@ -100,6 +100,8 @@ class Supervision:
         metrics.set_drifting(drifting)
         self.show_models()
         self._show_rounds()
+        for group, counts in pipeline.feedback.counts.items():
+            metrics.show_feedback(group, counts, pipeline.feedback.precision.get(group))
         self._look_at_the_clock()
         self.reasons = tuple(self._reasons(status))
         metrics.set_ready(not self.reasons)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gruard.daemon import anchor
+from gruard.daemon.core.words import taught
 from gruard.daemon.edges.database import open_readonly
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import history_of
@@ -126,15 +127,17 @@ def _histories(request: TrainRequest, conduct: Conduct) -> dict[str, History]:
     before_s = np.inf if request.before_s is None else request.before_s
     histories = {}
     with open_readonly(Path(request.directory)) as reader:
+        judged = reader.judged()
         for device in request.devices:
             with conduct.holding():
                 rows = reader.history(device, request.fields, request.max_rows, request.before_lsn)
             if (rows.time_s < before_s).any():
-                history = history_of(rows, *request.new_normals.get(device, (-math.inf, -math.inf)))
-                early = history.time_s < before_s
-                histories[device] = History(
-                    history.time_s[early], history.values[early], history.normal[early]
-                )
+                known = history_of(rows, (), *request.new_normals.get(device, (-math.inf, -math.inf)))
+                early, spans = known.time_s < before_s, judged.get(device, ())
+                time_s = known.time_s[early]
+                vouched = taught(time_s, np.zeros(len(time_s), bool), spans)
+                normal = taught(time_s, known.normal[early], spans)
+                histories[device] = History(time_s, known.values[early], normal, vouched)
     return histories
 
 
@@ -144,6 +147,9 @@ def _cleaned(histories: dict[str, History], seed: int) -> dict[str, History]:
         flags = abnormal_rows(histories, seed)
     except ModelError:
         return histories  # too little to judge by
+    for name, history in histories.items():
+        if history.vouched is not None:
+            flags[name] = flags[name] & ~history.vouched
     return {name: replace(h, normal=h.normal & ~flags[name]) for name, h in histories.items()}
 
 

@@ -38,6 +38,8 @@ OFF, OFF_FAST, FADED, LONGEST = 0.75, 0.65, 0.4, 1000
 GROWTH, RECOVERY = 2.0, 10_000
 #: What `factor` is held within.
 LEAST_FACTOR, MOST_FACTOR = 0.1, 16.0
+#: What an alarm that was missed makes of `factor`, and how far such alarms bring it down.
+STEP, LOWEST = 0.8, 0.5
 #: A level that nothing reaches.
 NEVER = 1e9
 #: Where each number of a device's state stands.
@@ -136,6 +138,21 @@ def carry(state: Floats, before: Floats) -> None:
     state[is_open, OPEN] = 1.0
     state[is_open, RUN] = before[is_open, RUN]
     state[is_open, HIGHEST_Q], state[is_open, HIGHEST_M] = state[is_open, Q], state[is_open, M]
+
+
+def forgive(state: Floats) -> None:
+    """Take the charge of the newest alarm of one device, state (8,), back; what is open of it ends now."""
+    if state[OPEN] > 0.0:  # it is charged when it ends, at the next reading
+        state[[M, Q, FACTOR]] = 0.0, 0.0, state[FACTOR] / GROWTH
+    else:
+        state[FACTOR] = max(state[FACTOR] / GROWTH, min(state[FACTOR], state[BASE]))
+
+
+def lower(state: Floats, steps: int) -> None:
+    """Bring the threshold of one device, state (8,), down by so many steps, or up where they are below 0."""
+    factor = state[FACTOR] * STEP**steps
+    low, high = min(state[FACTOR], LOWEST), max(state[FACTOR], state[BASE])
+    state[FACTOR] = min(max(factor, low), high)
 
 
 def mean_after(u: Floats, alpha: float) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from gruard.models import alarm, baseline_lines, calibration, enrolment, judge, loan, memory, onset, scaling
 from gruard.models import reasons as why
 from gruard.models.arena import Arena, Column, Rows
+from gruard.models.patterns import LARGER, QUIET, Patterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,6 +100,7 @@ class GroupScorer:
         self.fields = fields
         self.forecaster: Forecaster | None = None
         self._loan: Loan | None = None  # what a device that no round has seen may borrow
+        self.patterns = Patterns()  # what operators called normal
         self._budget = budget
         self._mix = np.zeros((0, 2), np.float32)
         self._arena = Arena(_blocks(fields, None), salt="none")
@@ -126,6 +128,7 @@ class GroupScorer:
 
     def remove(self, slot: int) -> None:
         """Forget a device."""
+        self.patterns.keep(slot, ())
         self._arena.release(slot)
 
     def dump(self, slot: int) -> bytes:
@@ -219,7 +222,8 @@ class GroupScorer:
             _note_errors(device, due, z, last, line[0])
         parts = rows["parts"][:, :-1].copy()
         self._arena.scatter(slots, rows)
-        self._tell(device, u, (z, mask, z - line[:1], streams[:, :-1], parts), where, scores)
+        shown = (z, mask, z - line[:1], streams[:, :-1], parts)
+        self._tell(slots, device, u, shown, rows["lags"], where, scores)
         self._arena.scatter(slots, device)
 
     def _by_baseline(
@@ -239,30 +243,68 @@ class GroupScorer:
         parts = rows["base_parts"].copy()
         forecasts = np.stack([step.mix, step.ar, np.zeros_like(z)])  # in the order of its lines
         self._arena.scatter(slots, rows)
-        self._tell(device, u, (z, mask, forecasts, streams, parts), where, scores)
+        self._tell(slots, device, u, (z, mask, forecasts, streams, parts), rows["base_lags"], where, scores)
         self._arena.scatter(slots, device)
 
     def _tell(
         self,
+        slots: NDArray[np.int64],
         device: Rows,
         u: Floats,
         seen: tuple[Floats, NDArray[np.bool_], Floats, Floats, Floats],
+        lags: Floats,
         where: NDArray[np.int64] | slice,
         scores: Scores,
     ) -> None:
         """From u (B, 2) of state and onset to the scores of the readings `where`; `seen` is as in Seen."""
         glow, state = device["glow"], u[:, 0]
-        open_, threshold = alarm.follow(device["alarm"], state, device["level"], self._budget.per_reading)
         glow += calibration.GLOW * (calibration.glowing(state) - glow)
         told = np.empty((3, len(u)), np.float32)
         np.maximum(state, np.sqrt(np.sqrt(glow)), out=told[0])
-        told[1] = threshold
+        location, scale = device["location"].copy(), device["scale"].copy()
+        known = np.zeros(len(u), bool)
+        if self.patterns:
+            quiet = np.float32(QUIET) * device["level"] * device["alarm"][:, alarm.FACTOR]
+            known = self.patterns.like(slots, told[0] > quiet, lags, seen[4], seen[3], scale)  # (B,)
+            state = np.where(known, np.minimum(state, quiet), state)
+        open_, threshold = alarm.follow(device["alarm"], state, device["level"], self._budget.per_reading)
+        # Of a known pattern the threshold stands above what is scored: it is told, and does not alarm.
+        told[1] = np.where(known, np.maximum(threshold, np.float32(LARGER) * told[0]), threshold)
         told[2] = onset.follow(device["onset_counts"], device["onset"], u[:, 1])
         scores.score[where], scores.threshold[where], scores.onset[where] = calibration.to_score(told)
         scores.alarm[where] = open_ & (device["phase"] >= _LEARNING)
         scores.lasted[where] = alarm.lasted(device["alarm"])
-        location, scale = device["location"].copy(), device["scale"].copy()
         scores.note(where, why.Seen(*seen, told[0], threshold, location, scale))
+
+    def level(self, slot: int) -> float:
+        """The m that raises an alarm of a device that has raised none lately."""
+        return float(self._arena["level"][slot])
+
+    def forgive(self, slot: int) -> None:
+        """Take the charge of a device's newest alarm back: see `gruard.models.alarm`."""
+        alarm.forgive(self._arena["alarm"][slot])
+
+    def lower(self, slot: int, steps: int) -> None:
+        """Bring a device's threshold down by so many steps, or up again."""
+        alarm.lower(self._arena["alarm"][slot], steps)
+
+    def score_again(self, slot: int, history: History, start: int, end: int) -> list[Seen]:
+        """What the rows `start` to `end` of a device's history show, one after the other.
+
+        The device itself does not move; the first rows only bring the memory to where they are. Without an
+        afterglow: `u` is that of the row alone.
+        """
+        twin = GroupScorer(self.fields, self._budget)
+        if self.forecaster is not None:
+            twin.adopt(self.forecaster, "again")
+        one = np.array([twin.add()])
+        twin.load(int(one[0]), self.dump(slot))
+        found: list[Seen] = []
+        for t in range(start, end):
+            twin._arena["glow"][one] = 0.0
+            scores = twin.score(one, history.time_s[t : t + 1], history.values[t : t + 1])
+            found += [seen for _, seen in scores._seen]  # noqa: SLF001 -- likewise
+        return found
 
     def due(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the slots just scored must be enrolled on their history before their next reading."""

@@ -31,6 +31,7 @@ class History:
     time_s: NDArray[np.float64]  # (T,)
     values: NDArray[np.float64]  # (T, F) physical units, NaN = missing
     normal: NDArray[np.bool_]  # (T,) false where the device was in alarm
+    vouched: NDArray[np.bool_] | None = None  # (T,) rows that a person says are normal; None: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ LAYERS: Mapping[str, Layer] = {
                 "announcer",
                 "commands",
                 "enrolment",
+                "feedback",
                 "inspection",
                 "intake",
                 "pending",

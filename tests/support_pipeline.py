@@ -12,6 +12,7 @@ from gruard.daemon.core.engine import Engine, EngineOptions
 from gruard.daemon.core.events import Event, Scored
 from gruard.daemon.edges.database import open_database
 from gruard.daemon.pipeline import Pipeline, TrainingSettings
+from gruard.daemon.round_conduct import Conduct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 
 QUICK = TrainingSettings(hidden=8, warmup_readings=200, every_s=3600.0, max_seconds=60.0, nice=10)
 UNTRAINED = TrainingSettings(every_s=None)
+
+
+class QuietRound(Conduct):
+    """A round in this process: it hears nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        yield
 
 
 def pipeline_over(

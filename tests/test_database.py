@@ -170,8 +170,8 @@ def test_older_database_is_migrated_and_keeps_its_rows(used: Path, monkeypatch: 
         for _ in range(2):
             with open_database(used, now_s=NOW_S) as database:
                 assert database.set_aside is None
-                assert database._all("PRAGMA user_version") == [(4,)]
-                assert database.meta("schema_version") == "4"
+                assert database._all("PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
+                assert database.meta("schema_version") == str(len(schema.MIGRATIONS))
                 assert database._all("SELECT note FROM alerts") == []
                 assert database.count_readings() == 10
         with open_readonly(used) as reader:
@@ -194,9 +194,11 @@ def test_newer_database_is_refused_and_left_alone(used: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         _with_step(patch, "ALTER TABLE alerts ADD COLUMN note TEXT")
         open_database(used, now_s=NOW_S).close()
-    content = (used / "gruard.db").read_bytes()
+    content, known = (used / "gruard.db").read_bytes(), len(schema.MIGRATIONS)
     for opening in (lambda: open_database(used, now_s=NOW_S), lambda: open_readonly(used)):
-        with pytest.raises(StateError, match="schema version 3 and this gruard knows up to 2"):
+        with pytest.raises(
+            StateError, match=f"schema version {known + 1} and this gruard knows up to {known}"
+        ):
             opening()
     assert (used / "gruard.db").read_bytes() == content
     assert not list(used.glob("*damaged*"))

@@ -51,6 +51,7 @@ def exported_series() -> set[str]:
     metrics.model_live("g", "m", "gru", skill=1.0, trained_s=0.0)
     metrics.shed("r")
     metrics.command("train", "done")
+    metrics.show_feedback("g", {"expected": 1}, 0.0)
     page = metrics.render().decode()
     return {"up", *re.findall(r"^([a-z_]+)[{ ]", page, flags=re.MULTILINE)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -11,33 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from support_engine import plant_rows, readings_of
 from support_mqtt import wait_until
-from support_pipeline import QUICK, UNTRAINED, finish_round, opened, play
+from support_pipeline import QUICK, UNTRAINED, QuietRound, finish_round, opened, play
 
 from gruard.daemon import training_round
 from gruard.daemon.core.events import Alert
 from gruard.daemon.core.overload import PAUSE_AFTER_S
 from gruard.daemon.core.payloads import sentence
-from gruard.daemon.round_conduct import Conduct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
 
     from gruard.daemon.edges.trainer import TrainRequest
     from gruard.daemon.pipeline import Pipeline
-
-
-class Quiet(Conduct):
-    """A round in this process: it hears nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        yield
 
 
 WARMUP = QUICK.warmup_readings
@@ -146,7 +132,7 @@ def test_begin_tells_the_round_of_new_normals(tmp_path: Path) -> None:
         pipeline.rounds.trainer.start = lambda request, _: asked.append(request)  # type: ignore[method-assign]
         pipeline.rounds.ask(group_of(pipeline))
         pipeline.settle()
-        history = training_round._histories(asked[0], Quiet())["a"]
+        history = training_round._histories(asked[0], QuietRound())["a"]
     assert asked[0].new_normals == {"a": (device.normal_from_s, device.normal_to_s)}
     assert history.time_s[0] == device.normal_from_s
     assert history.normal[:900].all()

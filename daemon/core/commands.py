@@ -55,12 +55,53 @@ class Resume(_Command, frozen=True, tag="resume"):
     """Training rounds begin again when they are due."""
 
 
-Command: TypeAlias = Activate | Rollback | TrainNow | Pause | Resume
+class _Word(_Command, frozen=True, kw_only=True):
+    id: str = ""  # names the message, where its sender names messages: the same one again changes nothing
+
+
+class _OfAlert(_Word, frozen=True, kw_only=True):
+    alert: str | None = None  # its id, or else
+    device: str | None = None  # whose alert it was
+    time: str | float | None = None  # at this time: RFC 3339, or Unix seconds
+
+
+class Expected(_OfAlert, frozen=True, kw_only=True, tag="expected"):
+    """What an alert told of was normal for its device."""
+
+
+class Fault(_OfAlert, frozen=True, kw_only=True, tag="fault"):
+    """An alert was right."""
+
+
+class Missed(_Word, frozen=True, kw_only=True, tag="missed", rename={"from_": "from"}):
+    """A device had a fault, and there was no alert."""
+
+    device: str
+    from_: str | float
+    to: str | float
+
+
+class Mute(_Word, frozen=True, kw_only=True, tag="mute", rename={"for_": "for"}):
+    """Tell nothing of a device for a while."""
+
+    device: str
+    for_: str  # such as "2h"
+
+
+class Undo(_Word, frozen=True, kw_only=True, tag="undo"):
+    """Take a word back."""
+
+    word: int  # its number
+
+
+Said: TypeAlias = Expected | Fault | Missed | Mute | Undo
+Command: TypeAlias = Activate | Rollback | TrainNow | Pause | Resume | Said
 
 #: Level of the topic below `<base>/cmd/` -> its commands. The first is meant where "do" is left out.
 TOPICS: Final[dict[str, tuple[type[Command], ...]]] = {
     "train": (TrainNow, Pause, Resume),
     "models": (Activate, Rollback),
+    "feedback": (Expected, Fault, Missed, Mute, Undo),
 }
 #: Every command by its tag: the values of the metric label, beside "unknown".
 TAGS: Final = tuple(str(kind.__struct_config__.tag) for kinds in TOPICS.values() for kind in kinds)
@@ -76,6 +117,7 @@ REFUSALS: Final = (
     "no_such_group",
     "unusable",  # the model cannot be read or does not fit
     "busy",  # a training round runs
+    *("unknown_alert", "unknown_device", "unknown_word", "bad_span"),  # feedback on nothing
     "unreadable",  # a file in the folder of commands that is none
 )
 

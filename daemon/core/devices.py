@@ -27,6 +27,7 @@ import msgspec
 
 from gruard.daemon.core.alerts import Track
 from gruard.daemon.errors import DecodeError
+from gruard.models.patterns import Pattern  # noqa: TC001 - likewise
 
 if TYPE_CHECKING:
     from gruard.daemon.records import Reading
@@ -86,6 +87,8 @@ class Device(msgspec.Struct):
     # what was before them is the device's normal no more.
     normal_from_s: float = float("-inf")
     normal_to_s: float = float("-inf")
+    heard: int = 0  # number of the newest operator's word that is applied
+    patterns: tuple[Pattern, ...] = ()  # what operators called normal, oldest first
 
     @property
     def settled(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gruard.daemon.core import alerts, progress, telling
+from gruard.daemon.core import alerts, hearing, progress, telling
 from gruard.daemon.core.admission import Admission
 from gruard.daemon.core.checkpoints import DeviceRow, Marks, loaded, open_state, row_of
 from gruard.daemon.core.devices import (
@@ -44,6 +44,7 @@ from gruard.models.weights import check_network
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from gruard.daemon.core.words import Effect
     from gruard.daemon.records import AlertKind, Reading, SourceOptions
     from gruard.models.calibration import Budget
     from gruard.models.drift import Drift
@@ -89,6 +90,7 @@ class Engine:
         self.groups: dict[str, Group] = {}
         self.devices: dict[str, Device] = {}
         self.resets = 0  # hidden states that were not finite and start again
+        self.heard = 0  # number of the newest operator's word there is
         self.gaps = 0  # sequence numbers that were skipped: lost on the way here, or refused
         self._sources = {source.name: source for source in options.sources}
         self._timed = frozenset(source.name for source in options.sources if source.time is not None)
@@ -130,7 +132,7 @@ class Engine:
         if device is None:
             if self._is_full and not self._admission.may_look(reading.received_s):
                 raise DecodeError("too_many_devices", f"the limit is {self.options.most_devices}")
-            device = Device(reading.device, reading.source)
+            device = Device(reading.device, reading.source, heard=self.heard)
         elif device.source != reading.source:
             raise DecodeError("bad_device_id", f"already known from source {device.source}")
         time_s = admit_time(device, reading, event_time=source.time is not None)
@@ -327,6 +329,18 @@ class Engine:
             self.groups[name] = Group(name, source, fields, scorer)
         return self.groups[name]
 
+    def hear(self, word: int, name: str, change: Effect) -> None:
+        """Let an operator's word change its device, once; one of nobody changes nothing."""
+        self.heard = max(self.heard, word)
+        device = self.devices.get(name)
+        if device is not None and device.heard < word:
+            hearing.hear(device, self._group_of[name], word, change)
+            self._mark([name])
+
+    def group_of(self, name: str) -> Group | None:
+        """The group of a device that has a place."""
+        return self._group_of.get(name)
+
     def skill(self, group: Group) -> float:
         """Running skill of a group's model against the baseline; NaN while the baseline is in charge."""
         return group.scorer.skill(np.fromiter(group.devices.values(), np.int64, len(group.devices)))
@@ -364,6 +378,7 @@ class Engine:
         group = self.open_group(device.source, device.fields)
         slot = group.scorer.add(device.count, device.last_s)
         group.devices[device.name], self._group_of[device.name] = slot, group
+        hearing.remind(device, group)
         return slot
 
     def _leave_group(self, device: Device) -> None:

@@ -40,8 +40,8 @@ def rfc3339(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def alert_payload(alert: Alert, model: ModelNote, instance: str) -> bytes:
-    """The JSON of `<base>/alerts/<device>`."""
+def alert_payload(alert: Alert, model: ModelNote, instance: str, *, muted: bool = False) -> bytes:
+    """The JSON of `<base>/alerts/<device>`; of a `muted` one, which is kept and not published, it says so."""
     body = {
         "schema": ALERT_SCHEMA,
         "id": alert.id,
@@ -67,7 +67,7 @@ def alert_payload(alert: Alert, model: ModelNote, instance: str) -> bytes:
     }
     if alert.kind != "anomaly":
         body["kind"] = alert.kind
-    return msgspec.json.encode(body)
+    return msgspec.json.encode(body | {"muted": True} if muted else body)
 
 
 def sentence(alert: Alert) -> str:

@@ -37,6 +37,11 @@ _ENDED: Final = (
             " (SELECT rowid FROM models WHERE status IN ('retired', 'rejected') ORDER BY created_s LIMIT ?)"
         ),
     ),
+    (
+        "SELECT count(*) FROM feedback",
+        10_000,
+        "DELETE FROM feedback WHERE id IN (SELECT id FROM feedback ORDER BY id LIMIT ?)",
+    ),
 )
 
 
@@ -62,7 +67,8 @@ class Bounded(Journal):
         device's oldest readings beyond its cap (looked at once it is over by a sixteenth); readings of before
         `oldest_s`, Unix seconds, of some devices a call (by event time, or by arrival where a device's clock
         was ahead); while the pages in use take more than `max_bytes`, the oldest readings of whichever device
-        holds most; then all but the newest 10,000 alerts and 1,000 models, open and live ones never.
+        holds most; then all but the newest 10,000 alerts and words of operators and 1,000 models, open and
+        live ones never.
 
         A reading counts twice on its way out, so a steady stream needs a pace of twice its readings. No
         reading with lsn >= keep_from_lsn goes, nor the newest of all, which tells `next_lsn` after a restart.

@@ -33,6 +33,10 @@ SEALED: Final[Mapping[str, tuple[str, ...]]] = {
         "threshold", "payload",
     ),
     "outbox": ("seq", "topic", "payload", "qos", "retain", "key"),
+    "feedback": (
+        "id", "key", "device", "group_name", "verdict", "alert", "from_s", "to_s", "given_s", "lsn",
+        "effect",
+    ),
 }  # fmt: skip
 
 _DELIVERY: Final = struct.Struct("<HqH8s")  # packet id, ordinal, how many are missing, digest

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from gruard.daemon.core.words import Word
     from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, Salvaged
     from gruard.daemon.records import Delivery
 
@@ -161,6 +162,10 @@ class Database(Bounded):
     def save_alert(self, row: AlertRow) -> None:
         """Keep the newest word on the alert with this id."""
         self._keep("alerts", astuple(row))
+
+    def keep_word(self, word: Word) -> None:
+        """Keep what an operator said, behind the readings journalled so far."""
+        self._keep("feedback", astuple(replace(word, lsn=self.next_lsn - 1)))
 
     # --- models, meta ---------------------------------------------------------------------------------------
 

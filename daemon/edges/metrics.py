@@ -29,7 +29,7 @@ from gruard.daemon.edges.series import SPARE_REASONS, Labelled, ReasonCounter, c
 from gruard.daemon.records import ISSUE_REASONS, REJECT_REASONS, SHED_REASONS, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ReadingResult = Literal["scored", "duplicate", "rejected", "shed"]
 Milestone = Literal["first_score", "ready"]
@@ -263,6 +263,24 @@ class Metrics:
         if label is not None:
             self._drop_group_series(group, label)
 
+    def show_feedback(self, group: str, counts: Mapping[str, int], precision: float | None) -> None:
+        """Show what operators have said of a group's alerts and devices, and the share of right alerts.
+
+        `counts`: words by verdict, all that are stored; None: no alert of the group has a verdict.
+        """
+        label = self._feedback_labels.label(group)
+        if label is None:
+            return
+        for verdict, count in counts.items():
+            series = (label, clean_label(verdict))
+            grown = count - self._words_shown.get(series, 0)
+            self._words.labels(*series).inc(max(grown, 0))
+            self._words_shown[series] = count
+        if precision is None:
+            self._precision.remove(label)
+        else:
+            self._precision.labels(label).set(precision)
+
     def retrained(self, result: RetrainResult, seconds: float) -> None:
         """Record one training round: how it ended and how many seconds it took."""
         self._retrains.add(result, 1)
@@ -415,6 +433,17 @@ class Metrics:
         self._group_labels = Labelled(
             labelled_groups,
             self._gauge("groups_unlabelled", "Groups with a model but beyond the bound on series."),
+        )
+        self._words = self._counter(
+            "feedback_total", "Words of operators that are stored, by verdict.", "group", "verdict"
+        )
+        self._words_shown: dict[tuple[str, str], int] = {}
+        self._precision = self._gauge(
+            "alert_precision_ratio", "Share of right alerts among those that operators judged.", "group"
+        )
+        self._feedback_labels = Labelled(
+            labelled_groups,
+            self._gauge("feedback_groups_unlabelled", "Groups with feedback but beyond the bound on series."),
         )
         self._retrains = ReasonCounter(
             self._counter("retrain_total", "Training rounds by how they ended.", "result"),

@@ -57,6 +57,7 @@ _SHAPES: Final = {
         "models": "tttn[t0][n0]tt[n0][n0]n",
         "alerts": "tttttnn[n0]nntn",
         "outbox": "0tbnntn",
+        "feedback": "0tttt[t0]nnnntn",
         "sqlite_sequence": "tn",
         "deliveries": "0nb",
         "readings": "0nnb",

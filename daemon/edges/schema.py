@@ -79,11 +79,20 @@ _V2: Final = (
     *(
         f"UPDATE {table} SET checksum = row_checksum('{table}', {', '.join(columns)})"  # noqa: S608
         for table, columns in SEALED.items()
+        if table != "feedback"  # which came later
     ),
 )
 
+#: What operators have said of alerts and devices, in the order in which it was said.
+_V3: Final = (
+    """CREATE TABLE feedback (
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL, device TEXT NOT NULL, group_name TEXT NOT NULL,
+        verdict TEXT NOT NULL, alert TEXT, from_s REAL NOT NULL, to_s REAL NOT NULL, given_s REAL NOT NULL,
+        lsn INTEGER NOT NULL, effect TEXT NOT NULL, checksum INTEGER) STRICT""",
+)
+
 #: Entry i lifts version i to i + 1; a new file is version 0. Released entries are never edited.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, _V2, _V3)
 
 #: The tables that take anything, and what their columns hold.
 _UNCONSTRAINED: Final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from contextlib import contextmanager, suppress
 from heapq import merge
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
+from gruard.daemon.core.words import Span, Word, spans
 from gruard.daemon.edges.checksums import is_sound, read_deliveries, reading
 from gruard.daemon.edges.packs import Fieldset, checkpoint_checksum, read_fieldset
 from gruard.daemon.edges.rows import AlertRow, Checkpoint, ModelRow, OutboxRow
@@ -111,6 +113,29 @@ class Tables:
         """The newest alerts, newest first."""
         which = "WHERE resolved_s IS NULL OR NOT ? ORDER BY opened_s DESC, rowid DESC LIMIT ?"
         return [AlertRow(*row) for row in self._sealed("alerts", which, (open_only, limit))]
+
+    def alert(self, identity: str) -> AlertRow | None:
+        """The alert with this id."""
+        return next((AlertRow(*row) for row in self._sealed("alerts", "WHERE id = ?", (identity,))), None)
+
+    def alerts_of(self, device: str) -> list[AlertRow]:
+        """All that is kept of a device's alerts, newest first."""
+        which = "WHERE device = ? ORDER BY opened_s DESC, rowid DESC"
+        return [AlertRow(*row) for row in self._sealed("alerts", which, (device,))]
+
+    def words(self, after_lsn: int = -1) -> list[Word]:
+        """What operators have said since the reading `after_lsn`, oldest first."""
+        return [Word(*row) for row in self._sealed("feedback", "WHERE lsn > ? ORDER BY id", (after_lsn,))]
+
+    def judged(self, before_lsn: int | None = None) -> dict[str, list[Span]]:
+        """By device the readings that operators have judged, by what they said before a reading."""
+        said = [word for word in self.words() if before_lsn is None or word.lsn < before_lsn]
+        ends = {}
+        for word in said:
+            row = None if word.alert is None else self.alert(word.alert)
+            if row is not None:
+                ends[row.id] = math.inf if row.resolved_s is None else row.resolved_s
+        return spans(said, ends)
 
     def outbox(self, limit: int) -> list[OutboxRow]:
         """What waits for the broker, in the order in which it was put."""

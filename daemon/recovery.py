@@ -42,6 +42,7 @@ def recover(engine: Engine, database: Database, rounds: Rounds, heartbeat: Calla
     for asked in due:
         enrol(engine, database, [asked], heartbeat, saved[asked.device].lsn + 1)
     replayed = _replay(engine, database, {name: row.lsn for name, row in saved.items()}, heartbeat)
+    rounds.resume()
     failpoints.reach("recover.after")
     return replayed
 

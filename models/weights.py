@@ -145,9 +145,9 @@ def write(directory: Path, package: ModelPackage) -> Path:
     manifest, stored = package.manifest, save_safetensors(package.tensors)
     if _digest(manifest, stored) != manifest.sha256:
         raise ModelError(f"model {manifest.id} was changed after it was sealed")
-    _write_file(directory / f"{manifest.id}.safetensors", stored)
+    write_file(directory / f"{manifest.id}.safetensors", stored)
     path = directory / f"{manifest.id}.json"
-    _write_file(path, msgspec.json.format(_to_json(asdict(manifest)), indent=2))
+    write_file(path, msgspec.json.format(_to_json(asdict(manifest)), indent=2))
     return path
 
 
@@ -295,7 +295,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     return content
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write beside, flush to the disk, then rename over: a reader sees the old file or the whole new one."""
     beside = path.with_name(f"{path.name}.tmp")
     try:

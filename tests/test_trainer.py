@@ -220,7 +220,8 @@ def test_poll_round_beyond_its_processor_time_is_a_timeout(tmp_path: Path, scrip
     """The child hears of it, ends in order and says so; what it used is told with the outcome."""
     scripted(  # type: ignore[operator]
         CONDUCTED
-        + "try:\n    while True: sum(range(999))\nexcept OutOfTimeError as error: end('timeout', f'in order: {error}')"
+        + "try:\n    while True: sum(range(999))\n"
+        + "except OutOfTimeError as error: end('timeout', f'in order: {error}')"
     )
     trainer = Trainer(tmp_path)
     trainer.start(request(tmp_path, max_cpu_s=4.0), 0.0)

@@ -205,7 +205,9 @@ class Trainer:
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                 return msgspec.structs.replace(msgspec.json.decode(line, type=TrainOutcome), group=group)
         last = line.decode(errors="replace")[-300:]
-        if request is not None and request.max_cpu_s is not None and self._cpu_s() >= request.max_cpu_s:
+        allowed_s = None if request is None else request.max_cpu_s
+        # The system counts for its limit a little otherwise than for what it tells was used.
+        if code == -signal.SIGXCPU or (allowed_s is not None and self._cpu_s() >= allowed_s):
             return TrainOutcome(group, "timeout", f"not done after {self._cpu_s():.0f} s of processor time")
         why = "ran out of memory and " if any(text in line for text in _OUT_OF_MEMORY) else ""
         return TrainOutcome(group, "failed", f"the training process {why}ended with {code}: {last}")

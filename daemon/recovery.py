@@ -54,6 +54,7 @@ def recover(engine: Engine, database: Database, rounds: Rounds, heartbeat: Calla
     replayed = _replay(engine, database, lsns, heard, heartbeat)
     heard.finish()
     engine.drifting(_open_drifts(database))
+    rounds.resume()
     failpoints.reach("recover.after")
     return replayed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -47,10 +48,15 @@ class Conduct:
 
     def __init__(self) -> None:
         self._parent = os.getppid()
+        self._waited_s = 0.0
         # Kept for `_wait` to take: a SIGCONT that came between the question and the wait must not be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
         signal.signal(signal.SIGTSTP, self._wait)
         signal.signal(signal.SIGXCPU, self._out_of_time)
+
+    def clock(self) -> float:
+        """Monotonic seconds in which the round did not wait."""
+        return time.monotonic() - self._waited_s
 
     def tell(self, stage: str, done: float) -> None:
         """Tell how far the round has come, 0..1; end it where nobody listens any more."""
@@ -71,9 +77,11 @@ class Conduct:
 
     def _wait(self, _number: int, _frame: FrameType | None) -> None:
         # Not by SIGSTOP: nobody would wake us once our parent is gone.
+        began_s = time.monotonic()
         with self.holding():
             while signal.sigtimedwait({signal.SIGCONT}, ORPHAN_S) is None:
                 self._end_if_orphaned()
+            self._waited_s += time.monotonic() - began_s
 
     def _end_if_orphaned(self) -> None:
         if os.getppid() != self._parent:

@@ -22,6 +22,7 @@ from gruard.daemon.core.commands import CommandError
 from gruard.daemon.core.payloads import ModelNote
 from gruard.daemon.core.schedule import RoundReason, Schedule
 from gruard.daemon.edges import failpoints
+from gruard.daemon.edges.kept_round import CutOff, KeptRound
 from gruard.daemon.edges.rows import ModelRow
 from gruard.daemon.edges.trainer import MODELS, Trainer, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import enrol
@@ -116,6 +117,7 @@ class Rounds:
             training.on_drift,
             training.least_pause_s,
         )
+        self._kept = KeptRound(directory)
         self.pace = Pace(self.trainer, training.pause_at)
         self.started: Counter[RoundReason] = Counter()  # rounds that began since the start
         self._asked: dict[str, None] = {}  # groups, in the order in which they were asked for
@@ -206,17 +208,26 @@ class Rounds:
 
     def _begin(self, group: Group, event: Scored | None, why: RoundReason) -> None:
         self._pipeline.commit_pending()  # what is not committed the child cannot see
-        s, live = self._settings, self.models.get(group.name)
-        newest, engine = None if event is None else event.reading, self._pipeline.engine
-        request = TrainRequest(
+        newest = None if event is None else event.reading
+        hold = (
+            newest is not None
+            and group.name not in self.models
+            and (self._always_hold or self._is_faster_than_real(group.name, newest))
+        )
+        # Readings of one moment arrive in any order: only moments that are complete teach.
+        request = self._request(group, None if newest is None else newest.time_s)
+        self._start(CutOff(request, hold), why)
+
+    def _request(self, group: Group, before_s: float | None) -> TrainRequest:
+        s, live, options = self._settings, self.models.get(group.name), self._pipeline.engine.options
+        return TrainRequest(
             directory=str(self._directory),
             group=group.name,
             source=group.source,
             fields=group.fields,
             devices=self._teachers(group),
             max_rows=s.max_rows,
-            # Readings of one moment arrive in any order: only moments that are complete teach.
-            before_s=None if newest is None else newest.time_s,
+            before_s=before_s,
             parent=None if live is None else live.id,
             anchor=self._pipeline.database.anchors().get(group.name),
             cell=s.cell,
@@ -224,37 +235,57 @@ class Rounds:
             layers=s.layers,
             dropout=s.dropout,
             seed=s.seed,
-            budget=engine.options.budget,
+            budget=options.budget,
             max_seconds=s.max_seconds,
             nice=s.nice,
             now_s=self._wall(),
             first_days_s=s.first_days_s,
             new_normals=self._new_normals(group),
             before_lsn=self._pipeline.database.next_lsn,
-            is_timed=any(o.time is not None for o in engine.options.sources if o.name == group.source),
+            is_timed=any(o.time is not None for o in options.sources if o.name == group.source),
             max_cpu_s=s.max_cpu_s,
             max_memory_bytes=s.max_memory_bytes,
         )
-        now = self._monotonic()
+
+    def _start(self, begun: CutOff, why: RoundReason) -> None:
+        request, now, engine = begun.request, self._monotonic(), self._pipeline.engine
+        name, has_model = request.group, request.group in self.models
         try:
+            self._kept.begin(begun)
             self.trainer.start(request, now)
         except OSError as error:
             # No memory or no process to be had: scoring goes on, the round is tried again later.
-            log.warning("training of %s cannot begin: %s", group.name, error)
-            self._schedule.ended(group.name, promoted=False, has_model=live is not None, now=now)
+            log.warning("training of %s cannot begin: %s", name, error)
+            self._schedule.ended(name, promoted=False, has_model=has_model, now=now)
             return
         self.started[why] += 1
-        self._schedule.began(
-            group.name, max((engine.devices[name].count for name in group.devices), default=0)
-        )
-        log.info("training of %s begins on %d devices: %s", group.name, len(request.devices), WORDS[why])
-        if (
-            newest is not None
-            and live is None
-            and (self._always_hold or self._is_faster_than_real(group.name, newest))
-        ):
-            longest_s = s.max_seconds if self._always_hold else min(LONGEST_HOLD_S, s.max_seconds)
+        shown = (engine.devices[device].count for device in engine.groups[name].devices)
+        self._schedule.began(name, max(shown, default=0))
+        log.info("training of %s begins on %d devices: %s", name, len(request.devices), WORDS[why])
+        if begun.held:
+            longest_s = self._settings.max_seconds
+            if not self._always_hold:
+                longest_s = min(LONGEST_HOLD_S, longest_s)
             self._hold_until = now + longest_s + HOLD_GRACE_S
+
+    def resume(self) -> None:
+        """Begin the round once more that an end of the daemon cut off, if it would be asked the same today.
+
+        Its child goes on with the fit where that was saved, on the same rows.
+        """
+        cut_off, groups = self._kept.find(), self._pipeline.engine.groups
+        if cut_off is None:
+            return
+        then = cut_off.request
+        if then.group in groups and self._settings.every_s is not None:
+            today = self._request(groups[then.group], then.before_s)
+            today = msgspec.structs.replace(
+                today, devices=then.devices, before_lsn=then.before_lsn, now_s=then.now_s
+            )
+            if today == then:
+                self._start(cut_off, "resumed")
+                return
+        self._kept.forget()
 
     def _teachers(self, group: Group) -> tuple[str, ...]:
         """The devices of a round: all, or an even pick by name where there are too many."""
@@ -292,6 +323,7 @@ class Rounds:
             self._pipeline.watched(watched, outcome.drifts)
         if outcome.result == "rejected":
             self._reject(outcome)
+        self._kept.forget()
         self._schedule.ended(
             outcome.group,
             promoted=outcome.result == "promoted",

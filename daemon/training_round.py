@@ -20,6 +20,7 @@ import numpy as np
 from gruard.daemon import anchor
 from gruard.daemon.core.words import taught
 from gruard.daemon.edges.database import open_readonly
+from gruard.daemon.edges.kept_round import KeptFit
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome, TrainRequest
 from gruard.daemon.enrolment import history_of
 from gruard.daemon.round_conduct import Conduct, OutOfTimeError, yield_to_all
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 MAY_LOSE = 1.02
 #: Devices that are told of for slow drift at most.
 MOST_DRIFTS = 500
+#: The fit ends in order, with the best weights so far, while there is time to judge them.
+FIT_SHARE_OF_TIME = 0.6
 
 
 def main() -> int:
@@ -79,12 +82,13 @@ def run_round(request: TrainRequest, conduct: Conduct) -> TrainOutcome:
         layers=request.layers,
         dropout=request.dropout,
         seed=request.seed,
-        max_seconds=request.max_seconds,
+        max_seconds=FIT_SHARE_OF_TIME * request.max_seconds,
     )
     try:
         options = TrainingOptions(net, request.budget)
         conduct.tell("preparing", 0.3)
-        candidate = train(clean, options, partial(_tell_step, conduct), clock=time.monotonic)
+        keeper = KeptFit(Path(request.directory))
+        candidate = train(clean, options, partial(_tell_step, conduct), clock=conduct.clock, keeper=keeper)
     except ModelError as error:
         return TrainOutcome(request.group, "rejected", str(error))
     conduct.tell("judging", 0.9)
@@ -114,6 +118,8 @@ def _tried(
     reason = f"skill {candidate.skill:.3f} against the baseline on {len(candidate.devices)} devices"
     reason += f"; {verdict.told}"
     left_out = sum(int((h.normal & ~clean[name].normal).sum()) for name, h in histories.items())
+    if candidate.resumed_at:
+        reason += f"; went on at step {candidate.resumed_at}"
     if left_out:
         reason += f"; {left_out} readings left out as abnormal in hindsight"
     return TrainOutcome(request.group, "promoted", reason, package.manifest.id)

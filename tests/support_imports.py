@@ -139,6 +139,7 @@ EDGE_PAIRS: Mapping[str, frozenset[str]] = {
         {"bounds", "checksums", "history", "journal", "packs", "pages", "rows", "salvage", "schema", "tables"}
     ),
     "bounds": frozenset({"history", "journal", "packs"}),
+    "kept_round": frozenset({"trainer"}),
     "journal": frozenset({"checksums", "history", "packs", "rows", "schema", "tables"}),
     "metrics": frozenset({"series"}),
     "history": frozenset({"packs", "rows", "tables"}),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from support_engine import plant_rows, readings_of
 from support_mqtt import wait_until
 from support_pipeline import QUICK, UNTRAINED, QuietRound, finish_round, opened, play
@@ -16,11 +20,12 @@ from gruard.daemon import training_round
 from gruard.daemon.core.events import Alert
 from gruard.daemon.core.overload import PAUSE_AFTER_S
 from gruard.daemon.core.payloads import sentence
+from gruard.daemon.edges import trainer as trainer_module
+from gruard.daemon.edges.kept_round import FIT_NAME, MOST_STARTS, REQUEST_NAME, KeptRound
+from gruard.daemon.edges.trainer import LOG_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from gruard.daemon.edges.trainer import TrainRequest
     from gruard.daemon.pipeline import Pipeline
@@ -136,3 +141,79 @@ def test_begin_tells_the_round_of_new_normals(tmp_path: Path) -> None:
     assert asked[0].new_normals == {"a": (device.normal_from_s, device.normal_to_s)}
     assert history.time_s[0] == device.normal_from_s
     assert history.normal[:900].all()
+
+
+#: A real round that saves its fit before every step.
+SAVING = """
+import sys
+from gruard.models.training import fit
+fit.SAVE_S = 0.0
+from gruard.daemon.training_round import main
+sys.exit(main())
+"""
+ROWS = plant_rows(WARMUP + 20)
+
+
+@pytest.fixture
+def saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "COMMAND", (sys.executable, "-c", SAVING))
+
+
+def cut_off(folder: Path) -> None:
+    """A state directory whose daemon ended, with kill -9, in the middle of a fit."""
+    with opened(folder) as pipeline:
+        pipeline.feed(readings_of("a", ROWS))
+        while pipeline.rounds.trainer.group is None:
+            pipeline.advance()
+        child = pipeline.rounds.trainer._child
+        assert child is not None
+        # The first check tells of progress: by then some steps are saved.
+        assert wait_until(lambda: b"fitting" in (folder / LOG_NAME).read_bytes(), 60)
+        os.kill(child.pid, signal.SIGKILL)
+
+
+def test_resume_round_that_was_cut_off_ends_as_if_it_had_not_been(
+    tmp_path: Path, saving: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After kill -9 the next start goes on with the fit, and its model takes charge where it would have."""
+    with opened(tmp_path / "whole") as pipeline:
+        play(pipeline, readings_of("a", ROWS))
+        (whole,) = pipeline.database.live_models()
+        assert not (tmp_path / "whole" / FIT_NAME).exists()
+    cut_off(tmp_path / "cut")
+    caplog.set_level(logging.INFO)
+    with opened(tmp_path / "cut") as pipeline:
+        assert pipeline.rounds.holding
+        assert dict(pipeline.rounds.started) == {"resumed": 1}
+        play(pipeline, readings_of("a", ROWS))  # the broker hands over again what was not acknowledged
+        (resumed,) = pipeline.database.live_models()
+        counts = [pipeline.engine.devices["a"].count]
+    assert resumed.id == whole.id
+    assert "went on at step" in resumed.reason
+    assert counts == [len(ROWS)]
+    assert not [name for name in (FIT_NAME, REQUEST_NAME) if (tmp_path / "cut" / name).exists()]
+
+
+@pytest.mark.parametrize("damage", ["fit", "request", "settings", "tries"])
+def test_resume_what_does_not_hold_any_more_begins_anew(tmp_path: Path, saving: None, damage: str) -> None:
+    """A damaged fit, a damaged or outdated request and one tried too often cost what was done, no more."""
+    cut_off(tmp_path)
+    settings = QUICK
+    if damage == "fit":
+        (tmp_path / FIT_NAME).write_bytes((tmp_path / FIT_NAME).read_bytes()[:-1])
+    elif damage == "request":
+        (tmp_path / REQUEST_NAME).write_text("{")
+    elif damage == "settings":
+        settings = replace(QUICK, hidden=12)
+    else:
+        kept = KeptRound(tmp_path)
+        for _ in range(MOST_STARTS - 1):
+            again = kept.find()
+            assert again is not None
+            kept.begin(again)
+    with opened(tmp_path, settings) as pipeline:
+        assert dict(pipeline.rounds.started) == ({"resumed": 1} if damage == "fit" else {})
+        play(pipeline, readings_of("a", ROWS))
+        (live,) = pipeline.database.live_models()
+        assert pipeline.rounds.started["first"] == (damage != "fit")
+    assert "went on at step" not in live.reason

@@ -227,7 +227,7 @@ def test_poll_round_beyond_its_processor_time_is_a_timeout(tmp_path: Path, scrip
     trainer.start(request(tmp_path, max_cpu_s=4.0), 0.0)
     outcome = outcome_of(trainer)
     assert (outcome.result, outcome.reason) == ("timeout", "in order: out of processor time")
-    assert 3.0 < outcome.cpu_s < 6.0
+    assert 3.0 < outcome.cpu_s < 9.0
 
 
 def test_poll_round_that_ignores_the_end_of_its_processor_time_is_ended(

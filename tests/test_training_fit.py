@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from gruard.models.cells import CELLS, Network, NetworkConfig
 from gruard.models.errors import ModelError
 from gruard.models.training import fit as fit_module
+from gruard.models.training import saved, windows
+from gruard.models.training.descent import Descent
 from gruard.models.training.fit import FitConfig, Progress, fit
 from gruard.models.training.memory import delayed_recall
 from gruard.models.training.network import RecurrentForecaster, open_gates
@@ -180,7 +183,7 @@ def test_streams_visit_every_row_in_use_and_no_other() -> None:
     mask = np.ones((5, 400, 1), np.bool_)
     mask[0, :100] = mask[1, 150:] = mask[2] = False
     mask[3, 100:110] = False  # a gap inside is walked through
-    streams = fit_module._Streams(fit_module._pieces(mask, 300, SMALL), SMALL)
+    streams = windows.Streams(windows.pieces_of(mask, 300, SMALL), SMALL)
     seen = np.zeros((5, 400), np.int64)
     for _ in range(6000):
         window = streams.advance()
@@ -198,7 +201,7 @@ def test_streams_visit_every_row_in_use_and_no_other() -> None:
 def test_streams_walk_on_row_by_row_and_start_fresh_only_on_a_new_piece() -> None:
     """A stream's next window begins where its last one ended, unless it is marked fresh."""
     mask = np.ones((9, 500, 1), np.bool_)
-    streams = fit_module._Streams(fit_module._pieces(mask, 400, SMALL), SMALL)
+    streams = windows.Streams(windows.pieces_of(mask, 400, SMALL), SMALL)
     last = streams.advance()
     assert last.fresh.all()
     carried = 0
@@ -220,13 +223,13 @@ def test_carried_memory_learns_what_a_single_window_cannot_hold(monkeypatch: pyt
         hidden=16, window=10, steps=500, streams=32, burn_in=0, patience=99, input_noise=0.0, input_drop=0.0
     )
     carried = fit(*flag_task(), 420, config)
-    advance = fit_module._Streams.advance
+    advance = windows.Streams.advance
 
-    def always_fresh(streams: fit_module._Streams) -> fit_module._Window:
+    def always_fresh(streams: windows.Streams) -> windows.Window:
         window = advance(streams)
         return replace(window, fresh=torch.ones_like(window.fresh))
 
-    monkeypatch.setattr(fit_module._Streams, "advance", always_fresh)
+    monkeypatch.setattr(windows.Streams, "advance", always_fresh)
     reset = fit(*flag_task(), 420, config)
     assert carried.held_back_loss < 0.1 * carried.zero_loss
     assert carried.held_back_loss < 0.4 * reset.held_back_loss
@@ -475,3 +478,92 @@ def test_fit_config_refuses_numbers_out_of_range(name: str, number: float) -> No
     """Each setting names itself when it cannot be."""
     with pytest.raises(ValueError, match=name):
         FitConfig(**{name: number})  # type: ignore[arg-type]
+
+
+class Kept:
+    """A place in memory for a fit that is cut off."""
+
+    def __init__(self, content: bytes | None = None) -> None:
+        self.content, self.saves = content, 0
+
+    def load(self) -> bytes | None:
+        return self.content
+
+    def save(self, content: bytes) -> None:
+        self.content, self.saves = content, self.saves + 1
+
+
+class PowerLossError(Exception):
+    """Raised where the power goes."""
+
+
+def cut_off(task: Task, config: FitConfig, after_step: int) -> Kept:
+    """What is left of a fit that was cut off at a check, saved at each step until then."""
+    kept, ticks = Kept(), itertools.count(0, 100)
+
+    def lose_power(progress: Progress) -> None:
+        if progress.step == after_step:
+            raise PowerLossError
+
+    with pytest.raises(PowerLossError):
+        fit(*task, 200, config, lose_power, clock=lambda: float(next(ticks)), keeper=kept)
+    assert kept.saves > 0
+    return kept
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_fit_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(cell: str) -> None:
+    """Dropout, noise, streams, schedule and best weights are all as they would have been: to the bit."""
+    config = replace(SMALL, cell=cell, layers=2, dropout=0.3, max_seconds=1e9, steps=60)
+    task = lagged(6, 300, 2)
+    whole = fit(*task, 200, config)
+    resumed = fit(*task, 200, config, clock=lambda: 0.0, keeper=cut_off(task, config, 35))
+    assert resumed.resumed_at == 34  # the last save was before the step at which the power went
+    assert same(resumed.weights, whole.weights)
+    assert resumed.losses == whole.losses
+    assert replace(resumed, resumed_at=0, weights={}) == replace(whole, weights={})
+
+
+def test_fit_goes_on_with_nothing_else_than_its_own() -> None:
+    """Other rows, another seed or a damaged file: the fit begins anew and is what it would be without."""
+    config = replace(SMALL, max_seconds=1e9)
+    task = lagged(6, 300, 2)
+    kept = cut_off(task, config, 10)
+    assert kept.content is not None
+    for place in range(0, len(kept.content), 997):
+        damaged = bytearray(kept.content)
+        damaged[place] ^= 0x40
+        for content in (bytes(damaged), kept.content[:place]):
+            assert saved.unpack("", content) is None
+    other_rows = (task[0] + np.float32(1e-3), *task[1:])
+    whole = fit(*task, 200, config)
+    for rows, changed, content in (
+        (other_rows, config, kept.content),
+        (task, replace(config, seed=1), kept.content),
+        (task, config, kept.content[:-1]),
+        (task, config, b""),
+    ):
+        result = fit(*rows, 200, changed, clock=lambda: 0.0, keeper=Kept(content))
+        assert result.resumed_at == 0
+    assert same(result.weights, whole.weights)
+
+
+def test_descent_moves_as_torch_does() -> None:
+    """Step for step the numbers of AdamW along OneCycleLR, which cost a process 80 MB more."""
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.GRU(3, 5), torch.nn.GRU(3, 5)
+    theirs.load_state_dict(ours.state_dict())
+    steps = 30
+    descent = Descent(ours.parameters(), steps, 8e-3, 1e-3)
+    adam = torch.optim.AdamW(theirs.parameters(), lr=8e-3, weight_decay=1e-3)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=8e-3, total_steps=steps + 1, pct_start=0.1)
+    for x in torch.randn(steps, 7, 2, 3):
+        descent.forget_gradients()
+        adam.zero_grad()
+        for network in (ours, theirs):
+            network(x)[0].square().sum().backward()
+        descent.step()
+        adam.step()
+        cycle.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from gruard.models.calibration import Budget
     from gruard.models.cells import NetworkConfig
     from gruard.models.training.fit import FitResult, Progress
+    from gruard.models.training.saved import Keeper
 
     Floats: TypeAlias = NDArray[np.float32]
 
@@ -87,6 +88,7 @@ class Candidate:
     held_back_error: float  # mean |residual| in sigma on rows that nothing here was fitted on
     rows: int
     report: dict[str, float | int | str]
+    resumed_at: int = 0  # steps of the fit that an earlier run had done, which was cut off
 
 
 def train(
@@ -95,10 +97,12 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     *,
     clock: Callable[[], float] | None = None,
+    keeper: Keeper | None = None,
 ) -> Candidate:
     """Train a candidate on the histories of a group's devices.
 
-    `clock` gives monotonic seconds, for the wall limit of the fit; without one there is no limit.
+    `clock` gives monotonic seconds, for the wall limit of the fit; without one there is no limit. `keeper`
+    keeps the fit, so that the same call goes on with it after an end of the process.
 
     Raises:
         ModelError: no device has enough rows, or there is more than the one that a two-sided cell takes.
@@ -114,7 +118,7 @@ def train(
     scale = _rms(residual[:, : panel.cut], seen[:, : panel.cut])  # (X, F)
     inputs = _inputs(panel.readings)
     net = for_history(options.fit, len(panel.seen))
-    result = _fit_net(panel, inputs, residual / scale[:, None, None], seen, net, progress, clock)
+    result = _fit_net(panel, inputs, residual / scale[:, None, None], seen, net, (progress, clock, keeper))
 
     width = len(panel.horizons) * fields
     config = config_for(net.cell, input_width(fields), net.hidden, net.layers, width)
@@ -168,7 +172,9 @@ def train(
     }
     skill = float(np.mean([f.skill for f in fitted]))
     error = mean_error((early_lines[0] * panel.to_sigma)[panel.cut :], panel.seen[panel.cut :])
-    return Candidate(config, tensors, panel.names, skill, error, int(panel.readings.valid.sum()), report)
+    return Candidate(
+        config, tensors, panel.names, skill, error, int(panel.readings.valid.sum()), report, result.resumed_at
+    )
 
 
 def for_history(config: FitConfig, rows: int) -> FitConfig:
@@ -227,8 +233,7 @@ def _fit_net(
     residual: Floats,
     seen: NDArray[np.bool_],
     config: FitConfig,
-    progress: Callable[[Progress], None] | None,
-    clock_s: Callable[[], float] | None,
+    outside: tuple[Callable[[Progress], None] | None, Callable[[], float] | None, Keeper | None],
 ) -> FitResult:
     """Teach the net to tell at row t what the linear forecasters will miss at rows t + h."""
     steps, devices, fields = panel.readings.z.shape
@@ -240,6 +245,7 @@ def _fit_net(
         # What lies ahead of the cut is known to no row before it.
         known[panel.cut - h : panel.cut, :, x] = False
     flat = devices, steps, len(panel.horizons) * fields
+    progress, clock, keeper = outside
     return fit(
         inputs,
         np.moveaxis(target, 0, 1).reshape(flat),
@@ -248,7 +254,8 @@ def _fit_net(
         # Noise is for values: a mask or a gap with noise on it says something false.
         config=replace(config, value_inputs=fields),
         progress=progress,
-        clock=clock_s,
+        clock=clock,
+        keeper=keeper,
     )
 
 

@@ -11,15 +11,18 @@ Shapes: N series, T rows, I inputs, O outputs; S streams and R rows of a window 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from gruard.models.errors import ModelError
+from gruard.models.training import saved
 from gruard.models.training.comparators import TWO_SIDED_CELL, build
+from gruard.models.training.descent import Descent
 from gruard.models.training.network import SHORTEST_MEMORY, open_gates
+from gruard.models.training.windows import Rows, Streams, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gruard.models.training.network import SequenceNetwork
+    from gruard.models.training.saved import Keeper
 
     Floats: TypeAlias = NDArray[np.float32]
 
@@ -35,8 +39,8 @@ StopReason: TypeAlias = Literal["steps", "patience", "time", "not_finite"]
 #: Series that early stopping looks at, spread evenly over those that have held-back rows: enough to choose
 #: among checkpoints, and a check then costs the same for 64 devices and for 10,000.
 CHECK_SERIES = 64
-#: A stream moves on to another place after at most this share of the steps, so that a run sees several.
-LONGEST_WALK = 0.25
+#: How often a fit that may be cut off is saved.
+SAVE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class FitResult:
     steps_done: int
     stopped_because: StopReason
     clipped: int  # steps whose gradient was longer than clip_norm
+    resumed_at: int = 0  # steps that an earlier run had done, which was cut off
 
 
 def fit(
@@ -134,13 +139,15 @@ def fit(
     progress: Callable[[Progress], None] | None = None,
     *,
     clock: Callable[[], float] | None = None,
+    keeper: Keeper | None = None,
 ) -> FitResult:
     """Train on the rows before `held_back_from`, judge on the rest, return the best weights seen.
 
     inputs (N, T, I); targets (N, T, O), where targets[n, t] is what the readout shall give at row t;
     target_mask (N, T, O) False where there is no target: padding, missing fields, rows in alarm. `clock`
-    gives monotonic seconds; without one `max_seconds` is not enforced. The same arguments give the same
-    weights. Sets torch to one thread; its random state is left as found.
+    gives monotonic seconds; without one `max_seconds` is not enforced. With a clock and a `keeper` the run is
+    saved every SAVE_S, and goes on from what was saved of one with the same arguments. These give the same
+    weights, also when a run was cut off. Sets torch to one thread; its random state is left as found.
 
     Raises:
         ModelError: shapes do not fit, a number is not finite, nothing is left to train or to judge on, or the
@@ -156,36 +163,80 @@ def fit(
             open_gates(network, c.longest_memory)
         run = _Run(
             network,
-            _Rows(inputs, np.where(target_mask, targets, np.float32(0.0)), target_mask),
-            _Streams(_pieces(target_mask, held_back_from, config), config),
+            Rows(inputs, targets, target_mask),
+            Streams(pieces_of(target_mask, held_back_from, config), config),
             _Judge(inputs, targets, target_mask, held_back_from, config.huber_delta),
             config,
         )
+        if keeper is not None:
+            run.resume(
+                keeper,
+                saved.key_of((config, held_back_from, torch.__version__), inputs, targets, target_mask),
+            )
         return run.train(progress, clock)
+
+
+#: What a run counts, by the names of its attributes.
+_COUNTED = ("losses", "clipped", "best_step", "best_loss", "checks_since_best")
 
 
 class _Run:
     """One training run: the network, its optimiser, and the best it has been."""
 
     def __init__(
-        self, model: SequenceNetwork, rows: _Rows, streams: _Streams, judge: _Judge, config: FitConfig
+        self, model: SequenceNetwork, rows: Rows, streams: Streams, judge: _Judge, config: FitConfig
     ) -> None:
         self.model, self.rows, self.streams, self.judge, self.config = model, rows, streams, judge, config
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=config.learning_rate,
-            total_steps=config.steps + 1,  # it is asked once more after the last step
-            pct_start=max(0.1, 2 / (config.steps + 1)),  # the rise takes 10 %, and at least one whole step
-        )
+        self.descent = Descent(model.parameters(), config.steps, config.learning_rate, config.weight_decay)
         self.state = model.zero_state(config.streams)
         self.losses: list[float] = []
         self.clipped = 0
         self.best_step = 0
         self.best_loss = judge.loss(model)
         self.best = model.export()
+        self.checks_since_best = 0
+        self.resumed_at = 0
+        self.keeper: Keeper | None = None
+        self.key = ""
+
+    def resume(self, keeper: Keeper, key: str) -> None:
+        """Save there from now on, under the key, and go on from what was saved under it."""
+        self.keeper, self.key = keeper, key
+        content = keeper.load()
+        found = None if content is None else saved.unpack(key, content)
+        if found is not None:
+            self._restore(*found)
+
+    def _save(self) -> None:
+        if self.keeper is None:
+            return
+        tensors: dict[str, NDArray[Any]] = {
+            "memory": self.state.detach().numpy(),
+            "random": torch.get_rng_state().numpy(),
+        }
+        for kind, places in self._moving().items():
+            tensors |= {f"{kind}.{n}": place.numpy() for n, place in enumerate(places)}
+        tensors |= {f"best.{name}": weight for name, weight in self.best.items()}
+        numbers = {name: getattr(self, name) for name in _COUNTED}
+        self.keeper.save(saved.pack(self.key, tensors, numbers | {"streams": self.streams.numbers()}))
+
+    def _restore(self, tensors: dict[str, NDArray[Any]], numbers: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for kind, places in self._moving().items():
+                for n, place in enumerate(places):
+                    place.copy_(torch.from_numpy(tensors[f"{kind}.{n}"]))
+        self.state = torch.from_numpy(tensors["memory"].copy())
+        torch.set_rng_state(torch.from_numpy(tensors["random"].copy()))
+        self.best = {name: tensors[f"best.{name}"] for name in self.best}
+        for name in _COUNTED:
+            setattr(self, name, numbers[name])
+        self.streams.restore(numbers["streams"])
+        self.descent.done = self.resumed_at = len(self.losses)
+
+    def _moving(self) -> dict[str, list[torch.Tensor]]:
+        """What steps change, tensor by tensor."""
+        d = self.descent
+        return {"weight": [p.detach() for p in d.parameters], "mean": d.means, "square": d.squares}
 
     def train(
         self, progress: Callable[[Progress], None] | None, clock: Callable[[], float] | None
@@ -200,14 +251,17 @@ class _Run:
             steps_done=len(self.losses),
             stopped_because=reason,
             clipped=self.clipped,
+            resumed_at=self.resumed_at,
         )
 
     def _steps(
         self, progress: Callable[[Progress], None] | None, clock: Callable[[], float] | None
     ) -> StopReason:
-        started = clock() if clock else 0.0
-        checks_since_best = 0
-        for step in range(1, self.config.steps + 1):
+        started = saved_s = clock() if clock else 0.0
+        for step in range(len(self.losses) + 1, self.config.steps + 1):
+            if self.keeper is not None and clock is not None and clock() - saved_s >= SAVE_S:
+                saved_s = clock()
+                self._save()
             if not self._step():
                 return "not_finite"
             late = clock is not None and clock() - started >= self.config.max_seconds
@@ -216,12 +270,12 @@ class _Run:
             loss = self.judge.loss(self.model)
             if not np.isfinite(loss):
                 return "not_finite"
-            checks_since_best = 0 if self._is_best(step, loss) else checks_since_best + 1
+            self.checks_since_best = 0 if self._is_best(step, loss) else self.checks_since_best + 1
             if progress:
                 progress(Progress(step, self.config.steps, self.losses[-1], loss, self.judge.zero_loss))
             if late:
                 return "time"
-            if checks_since_best >= self.config.patience:
+            if self.checks_since_best >= self.config.patience:
                 return "patience"
         return "steps"
 
@@ -234,14 +288,13 @@ class _Run:
         memory = torch.where(window.fresh[:, None], 0.0, self.state.detach())  # (S, W)
         y, self.state = self.model(self._disturb(x), memory)  # (S, R, O)
         loss = (_huber(y, target, self.config.huber_delta) * weight).sum() / weight.sum().clamp(min=1.0)
-        self.optimizer.zero_grad()
+        self.descent.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             return False
         self.clipped += int(norm > self.config.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
+        self.descent.step()
         self.losses.append(loss.item())
         return True
 
@@ -259,76 +312,6 @@ class _Run:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The next rows of every stream."""
-
-    series: torch.Tensor  # (S, 1)
-    rows: torch.Tensor  # (S, R)
-    scored: torch.Tensor  # (S, R) bool: inside the stream's piece, past its burn-in, before its look-ahead
-    fresh: torch.Tensor  # (S,) bool: the stream starts here, from a zero memory
-
-
-class _Rows:
-    """The histories as tensors, and how to take windows from them."""
-
-    def __init__(self, inputs: Floats, targets: Floats, mask: NDArray[np.bool_]) -> None:
-        self.inputs = torch.from_numpy(np.require(inputs, np.float32, ["C", "W"]))
-        self.targets = torch.from_numpy(np.require(targets, np.float32, ["C", "W"]))
-        self.mask = torch.from_numpy(np.require(mask, np.bool_, ["C", "W"]))
-
-    def at(self, window: _Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs (S, R, I), targets (S, R, O) and their weights, 0 or 1 (S, R, O)."""
-        place = window.series, window.rows
-        weight = self.mask[place] & window.scored[:, :, None]
-        return self.inputs[place], self.targets[place], weight.float()
-
-
-class _Streams:
-    """Where each of the S streams stands.
-
-    Pieces are dealt out in shuffled rounds; a stream walks through its piece a window at a time, its
-    memory with it, then takes the next piece with a zero memory.
-    """
-
-    def __init__(self, pieces: NDArray[np.int64], config: FitConfig) -> None:
-        self._pieces = pieces  # (P, 3): series, first row, end row
-        self._window, self._burn_in, self._look_ahead = config.window, config.burn_in, config.look_ahead
-        self._random = np.random.default_rng(config.seed)
-        self._deck: list[int] = []
-        # (S, 4): series, next row, end row, rows since zero memory
-        self._at = np.zeros((config.streams, 4), np.int64)
-        for stream in range(config.streams):
-            self._deal(stream, spread=True)  # else all streams would see the same phase of a piece
-
-    def advance(self) -> _Window:
-        for stream in np.flatnonzero(self._at[:, 1] >= self._at[:, 2]):
-            self._deal(int(stream), spread=False)
-        series, first, end, age = self._at.T.copy()[:, :, None]  # each (S, 1)
-        ahead = np.arange(self._window)  # (R,)
-        rows = first + ahead  # (S, R)
-        window = _Window(
-            series=torch.from_numpy(series),
-            rows=torch.from_numpy(np.minimum(rows, end - 1)),
-            scored=torch.from_numpy(
-                (np.minimum(end - rows, self._window - ahead) > self._look_ahead)
-                & (age + ahead >= self._burn_in)
-            ),
-            fresh=torch.from_numpy(age[:, 0] == 0),
-        )
-        self._at[:, [1, 3]] += self._window
-        return window
-
-    def _deal(self, stream: int, *, spread: bool) -> None:
-        """Put a stream on the next piece: anywhere in it, or near its start (so that windows never align)."""
-        if not self._deck:
-            self._deck = self._random.permutation(len(self._pieces)).tolist()
-        series, first, end = self._pieces[self._deck.pop()]
-        room = max(end - first - self._window + 1, 1)
-        offset = self._random.integers(room if spread else min(room, self._window))
-        self._at[stream] = series, first + offset, end, 0
-
-
 class _Judge:
     """The held-back rows: how well a network predicts them, its memory carried from row 0."""
 
@@ -340,7 +323,7 @@ class _Judge:
         last = int(np.flatnonzero(mask[chosen].any(axis=(0, 2)))[-1]) + 1
         judged = mask[chosen, :last].copy()
         judged[:, :held_back_from] = False
-        self._rows = _Rows(
+        self._rows = Rows(
             inputs[chosen, :last], np.where(judged, targets[chosen, :last], np.float32(0)), judged
         )
         self._delta = delta
@@ -362,39 +345,17 @@ def _huber(y: torch.Tensor, target: torch.Tensor, delta: float) -> torch.Tensor:
     return nn.functional.huber_loss(y, target, reduction="none", delta=delta)
 
 
-def _pieces(mask: NDArray[np.bool_], end: int, config: FitConfig) -> NDArray[np.int64]:
-    """Stretches (series, first row, end row) that streams walk: all rows in use before `end`, (P, 3).
-
-    mask (N, T, O) says where targets are. Padding before a series' first and after its last is left out;
-    long series are cut, so that one run visits several places.
-    """
-    longest = max(config.window, int(LONGEST_WALK * config.steps) * config.window)
-    pieces = []
-    for series, targets in enumerate(mask[:, :end]):
-        used = targets.any(axis=1)  # (T,)
-        rows = np.flatnonzero(used)
-        if not len(rows):
-            continue
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        cuts = np.linspace(first, last, -(-(last - first) // longest) + 1).astype(np.int64)
-        # A piece begins inside the one before it, so that no row falls to the burn-in but a series' first.
-        starts = np.maximum(cuts[:-1] - config.burn_in, first)
-        pieces += [
-            (series, a, b)
-            for a, b in zip(starts, cuts[1:], strict=True)
-            if used[a + config.burn_in : b - config.look_ahead].any()
-        ]
-    if not pieces:
-        raise ModelError(f"no series has a target more than {config.burn_in} rows after its first")
-    return np.array(pieces, np.int64)
-
-
 def _check(inputs: Floats, targets: Floats, mask: NDArray[np.bool_], held_back_from: int) -> None:
     if inputs.ndim != 3 or targets.ndim != 3 or inputs.shape[:2] != targets.shape[:2]:
         raise ModelError(f"inputs {inputs.shape} and targets {targets.shape} are not (N, T, I) and (N, T, O)")
     if mask.shape != targets.shape or mask.dtype != np.bool_:
         raise ModelError(f"target_mask is {mask.dtype} {mask.shape}, not bool {targets.shape}")
-    if not np.isfinite(inputs).all() or not np.isfinite(targets[mask]).all():
+    # Series by series: what is taken of all at once is as large as the rows themselves.
+    sound = (
+        np.isfinite(x).all() and np.isfinite(y[m]).all()
+        for x, y, m in zip(inputs, targets, mask, strict=True)
+    )
+    if not all(sound):
         raise ModelError("an input or a target that counts is not finite")
     if not 0 < held_back_from < inputs.shape[1]:
         raise ModelError(f"held_back_from {held_back_from} leaves no rows to train or none to judge on")

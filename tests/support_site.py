@@ -135,7 +135,7 @@ class Site:
     def __init__(self, folder: Path, state: Path, train: str) -> None:
         self.broker = Mosquitto(folder, ["max_queued_messages 100000"])
         config = CONFIG.replace("{state}", str(state)).replace("[mqtt]", "[mqtt]\nkeepalive_s = 5")
-        config += f'[train]\nevery = "{train}"\n'
+        config = config.replace("[train]", f'[train]\nevery = "{train}"')
         self.daemon = Daemon(folder, self.broker.port, config=config, warmup=100)
         self.daemon.state = state
         self.shim = Shim(folder, state)

@@ -145,7 +145,11 @@ def accept(kind: int, body: bytes) -> bytes:
     if kind == CONNECT:
         return packet(CONNACK, b"\0\0\0")
     if kind == SUBSCRIBE:
-        return packet(SUBACK, body[:2] + b"\0\1")
+        filters, at = 0, 3  # behind the packet id and properties, of which there are none
+        while at < len(body):
+            at += 3 + int.from_bytes(body[at : at + 2], "big")
+            filters += 1
+        return packet(SUBACK, body[:2] + b"\0" + b"\1" * filters)
     return packet(PINGRESP) if kind == PINGREQ else b""
 
 

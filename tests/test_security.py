@@ -29,6 +29,7 @@ from support_access import login, shipped_broker
 from support_daemon import Daemon
 from support_engine import plant_rows
 from support_mqtt import Certificates, Mosquitto, Subscriber, free_port, publish, set_password, wait_until
+from support_pipeline import QuietRound
 from test_trainer import request
 
 from gruard.daemon import training_round
@@ -400,13 +401,15 @@ def test_candidate_worse_than_the_live_model_does_not_take_its_place(
         return trained[0]
 
     monkeypatch.setattr(training_round, "train", train_once)
-    first = training_round.run_round(request(tmp_path, fields=fields, hidden=4))
+    first = training_round.run_round(request(tmp_path, fields=fields, hidden=4), QuietRound())
     assert first.result == "promoted"
-    live = training_round._held_back_error([history], forecaster(tmp_path / "models", first.model))
+    live = training_round._held_back_error([history], forecaster(tmp_path / "models", first.model), [0])
     for worse, result in ((1.0, "promoted"), (1.01, "promoted"), (1.03, "rejected")):
         candidate = replace(trained[0], held_back_error=worse * live)
         monkeypatch.setattr(training_round, "train", lambda *_, answer=candidate, **__: answer)
-        again = training_round.run_round(request(tmp_path, fields=fields, hidden=4, parent=first.model))
+        again = training_round.run_round(
+            request(tmp_path, fields=fields, hidden=4, parent=first.model), QuietRound()
+        )
         assert again.result == result
         assert ("worse than the live model's" in again.reason) is (result == "rejected")
 

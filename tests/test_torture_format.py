@@ -35,7 +35,7 @@ def test_upgrade_from_version_1_keeps_every_reading_and_goes_on(tmp_path: Path) 
     # Memory and alerts are as good as the older version made them: it decided by its own rules.
     kept = [str(finding) for finding in verdict.findings if finding.promise not in {"P3", "P4"}]
     assert kept == []
-    assert _names(state) == ["gruard.db", "gruard.lock"]
+    assert _names(state) == ["commands", "gruard.db", "gruard.lock"]
     with open_readonly(state) as reader:
         assert ALERT in {alert.id for alert in reader.alerts(100)}
 

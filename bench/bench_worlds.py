@@ -254,7 +254,8 @@ class Quiet(Conduct):
     """A round that tells nobody how far it is."""
 
     def __init__(self) -> None:
-        """Leave this process's signals alone."""
+        # This process's signals are left alone.
+        self._waited_s = 0.0
 
     def tell(self, stage: str, done: float) -> None:
         """Say nothing."""

@@ -30,6 +30,9 @@ class QuietRound(Conduct):
     """A round in this process: it hears nothing."""
 
     def __init__(self) -> None:
+        self._waited_s = 0.0
+
+    def tell(self, stage: str, done: float) -> None:
         pass
 
     @contextmanager

@@ -391,8 +391,8 @@ def test_candidate_worse_than_the_live_model_does_not_take_its_place(
     rows = plant_rows(400)
     history = History(np.arange(400.0), rows, np.ones(400, bool))
     fields = tuple(f"f{n}" for n in range(rows.shape[1]))
-    monkeypatch.setattr(training_round, "_histories", lambda _: {"a": history})
-    monkeypatch.setattr(training_round, "_cleaned", lambda histories, _: (histories, 0))
+    monkeypatch.setattr(training_round, "_histories", lambda *_: {"a": history})
+    monkeypatch.setattr(training_round, "_cleaned", lambda histories, _: histories)
     trained: list[Candidate] = []
     real = training_round.train
 

@@ -169,8 +169,10 @@ class Supervision:
             reasons.append(f"broker: {status.last_error or 'connecting'}")
         elif status.last_error is not None and not status.refused:
             reasons.append(f"broker: {status.last_error}")  # such as a refused alert
-        if status.refused:
-            reasons.append(f"broker: refused to subscribe us to {', '.join(status.refused)}")
+        # Without commands it guards all the same: a broker that grants it nothing but sensors is no fault.
+        unheard = [name for name in status.refused if name != self._commands.filter[0]]
+        if unheard:
+            reasons.append(f"broker: refused to subscribe us to {', '.join(unheard)}")
         if not status.thread_alive:
             reasons.append("broker: its thread has ended")
         elif _quiet_s(status) > DEAF_S:

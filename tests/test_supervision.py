@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import time
@@ -82,6 +83,19 @@ def test_look_held_disk_shows_everywhere(ward: Ward) -> None:
     ward.supervision.look()
     assert not any(reason.startswith("disk") for reason in ward.supervision.reasons)
     assert ward.series("held") == 0
+
+
+def test_look_refused_subscription_is_a_reason_but_for_commands(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may not hear a sensor is not ready; who may only not be told anything by people guards on."""
+    known = ward.broker.status()
+    for refused, told in ((("gruard/cmd/#",), []), (("gruard/cmd/#", "plant/+"), ["plant/+"])):
+        status = dataclasses.replace(known, connected=True, last_error="refused", refused=refused)
+        monkeypatch.setattr(ward.broker, "status", lambda status=status: status)
+        ward.supervision.look()
+        said = [reason for reason in ward.supervision.reasons if "refused" in reason]
+        assert said == [f"broker: refused to subscribe us to {name}" for name in told]
 
 
 def test_look_absent_broker_is_a_reason(ward: Ward) -> None:

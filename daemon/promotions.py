@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gruard.daemon.core.events import Alert, Scored
-from gruard.daemon.core.probation import Probation, Reason
+from gruard.daemon.core.probation import HOPELESS, Probation, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ class Promotions:
         readings, alerts = self._of(group)
         skill = self._engine.skill(self._engine.groups[group])
         usual = (alerts + 1) / (readings + 1)  # one that never alarmed yet may do so once
-        return Probation(model, 0.0 if math.isnan(skill) else skill, usual)
+        return Probation(model, HOPELESS if math.isnan(skill) else skill, usual)
 
     def begin(self, group: str, probation: Probation | None) -> None:
         """Weights changed: count anew, and watch the model, None: do not."""

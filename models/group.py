@@ -213,7 +213,8 @@ class GroupScorer:
             raise RuntimeError("a device is ready without a model")
         rows = self._arena.gather(slots, "model")
         z, mask = _filled(values, device, rows["lags"])
-        due = device["count"] % SKILL_EVERY == 0
+        # Nobody forecasts a fault: how well a model does shows in what is normal.
+        due = (device["count"] % SKILL_EVERY == 0) & (device["alarm"][:, alarm.OPEN] == 0.0)
         last = rows["lags"][:, 0].copy() if np.count_nonzero(due) else None
         line, resets = memory.advance(rows, z, mask, gap_s / device["usual_gap_s"], time_s, forecaster)
         scores.resets += resets

@@ -262,7 +262,7 @@ def test_database_of_version_1_is_lifted_and_keeps_everything(
             assert database.set_aside is None
             found = support_damage.read_back(database, truth)
             assert database.skipped_rows == 0
-            assert database.meta("schema_version") == "2"
+            assert database.meta("schema_version") == "3"
             assert database.meta("checkpoint_lsn") is None
     assert (found.journal, found.history, found.sums) == (held.journal, held.history, held.sums)
     assert (found.alerts, found.outbox, found.models) == (held.alerts, held.outbox, held.models)

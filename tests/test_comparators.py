@@ -12,7 +12,7 @@ import torch
 from gruard.models.cells import CELLS, NetworkConfig
 from gruard.models.errors import ModelError
 from gruard.models.linear import LAGS
-from gruard.models.training import fit as fit_module
+from gruard.models.training import windows
 from gruard.models.training.comparators import (
     ATTENTION_READINGS,
     OFFLINE_CELLS,
@@ -320,7 +320,7 @@ def test_bigru_is_scored_only_where_readings_follow(burn_in: int) -> None:
     """Every scored row has real, not repeated, rows behind it in its window, as many as the look-ahead."""
     config = replace(SMALL, cell="bigru", burn_in=burn_in)
     mask = np.ones((3, 130, 1), np.bool_)
-    streams = fit_module._Streams(fit_module._pieces(mask, 100, config), config)
+    streams = windows.Streams(windows.pieces_of(mask, 100, config), config)
     scored_rows = set()
     for _ in range(300):
         window = streams.advance()

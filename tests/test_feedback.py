@@ -311,22 +311,22 @@ def test_bad_feedback_is_refused_with_a_reason_and_changes_nothing(spoken: Pipel
 
 def test_mute_keeps_alerts_back_and_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is decided meanwhile is kept and marked; an alert that was told before still ends."""
-    rows = plant_rows(390)
-    for begin in (205, 270, 340):
-        rows[begin : begin + 20, 0] += 60.0
+    rows = plant_rows(398)
+    for begin, size in ((210, 60.0), (290, 60.0), (370, 600.0)):
+        rows[begin : begin + 20, 0] += size
     clock = [1.7e9]
     with opened(tmp_path, UNTRAINED) as pipeline:
         pipeline.wall = lambda: clock[0]
-        play(pipeline, readings_of("a", rows[:212]))
+        play(pipeline, readings_of("a", rows[:216]))
         assert told(pipeline) == ["opened"]
         pipeline.feedback.take({"do": "mute", "device": "a", "for": "1h"})
-        play(pipeline, readings_of("a", rows[212:330], 1212.0))
+        play(pipeline, readings_of("a", rows[216:365], 1216.0))
         assert told(pipeline) == ["opened", "resolved"]
         clock[0] += 3601.0
         with caplog.at_level("INFO"):
             pipeline.feedback.end_mutes()
             pipeline.feedback.end_mutes()
-        play(pipeline, readings_of("a", rows[330:], 1330.0))
+        play(pipeline, readings_of("a", rows[365:], 1365.0))
         assert [record.message for record in caplog.records] == ["a is muted no more"]
         assert len(told(pipeline)) > 2
         kept = [msgspec.json.decode(row.payload).get("muted", False) for row in pipeline.database.alerts(9)]

@@ -8,7 +8,7 @@ import pytest
 from support_pipeline import UNTRAINED, opened, play
 from support_swaps import REST, SHOWN, fleet, like, trained
 
-from gruard.daemon.core.probation import FIRST_LOOK, LAST_LOOK, Probation
+from gruard.daemon.core.probation import FIRST_LOOK, HOPELESS, LAST_LOOK, Probation
 from gruard.daemon.edges.trainer import MODELS, TrainOutcome
 from gruard.daemon.rounds import KEPT
 from gruard.models import weights
@@ -26,7 +26,8 @@ WATCHED = Probation("m", 0.4, 0.001)
     ("readings", "alerts", "skill", "verdict"),
     [
         (FIRST_LOOK - 1, 0, -1.0, None),  # too early
-        (FIRST_LOOK, 0, -0.2, "skill"),  # worse than the last value
+        (FIRST_LOOK, 0, -0.6, "skill"),  # far worse than the last value
+        (FIRST_LOOK, 0, -0.2, None),
         (FIRST_LOOK, 0, 0.05, None),  # below the one before it, and not settled
         (LAST_LOOK, 0, 0.05, "skill"),
         (LAST_LOOK, 0, 0.35, None),
@@ -39,6 +40,16 @@ WATCHED = Probation("m", 0.4, 0.001)
 def test_verdict(readings: int, alerts: int, skill: float, verdict: str | None) -> None:
     """Clearly worse, early or late, or a burst of alerts; nothing else."""
     assert WATCHED.verdict(readings=readings, devices=1, alerts=alerts, skill=skill) == verdict
+
+
+@pytest.mark.parametrize(("skill", "verdict"), [(-1.4, None), (-2.1, "skill")])
+def test_verdict_first_model_may_forecast_worse_than_the_last_value(
+    skill: float, verdict: str | None
+) -> None:
+    """A detector need not be a good forecaster: it stays unless no device would be enrolled on it."""
+    first = Probation("m", HOPELESS, 0.001)
+    assert first.verdict(readings=FIRST_LOOK, devices=1, alerts=0, skill=skill) == verdict
+    assert first.verdict(readings=LAST_LOOK, devices=1, alerts=0, skill=skill) == verdict
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,7 @@ def test_worse_model_promoted_by_force_is_rolled_back(
     tmp_path: Path, good: ModelPackage, *, restarted: bool
 ) -> None:
     """Its parent is in charge again, the registry says why, and a restart on the way forgets nothing."""
-    bad = like(good, 0.5)
+    bad = like(good, 1.0)
     reason = None
     with opened(tmp_path, UNTRAINED) as pipeline:
         play(pipeline, fleet(0, SHOWN))
